@@ -1,0 +1,81 @@
+"""The contract of an adapter family: read strictly, list modules, give deltas in row blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from exporter.arch.spec import DecoderSpec
+from exporter.model import LowRank
+from exporter.sparsity.mask import Mask
+from exporter.store.dtypes import F32
+
+
+class Delta(Protocol):
+    """What an adapter adds to one weight `[out, in]`, as a producer of row blocks."""
+
+    shape: tuple[int, int]
+
+    def rows(self, r0: int, r1: int) -> F32:
+        """Dense float32 `[r1 - r0, in]`; the block size does not change a bit."""
+        ...
+
+    def low_rank(self) -> LowRank | None:
+        """The factors when the delta is `scale * B A` without a mask; None otherwise."""
+        ...
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A tensor that the adapter replaces as a whole (`modules_to_save`) or adds to (bias)."""
+
+    tensor: str  # name in the base model, "lm_head.weight", "...q_proj.bias"
+    values: F32
+    mode: str  # "replace" | "add"
+    why: str  # "modules_to_save", "bias"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter, read and matched: every tensor of its files used exactly once."""
+
+    family: str  # "lora", "losa"
+    name: str  # the folder's name, for reports
+    deltas: Mapping[str, Delta]  # module -> delta (weight of this linear, or "lm_head", embedding)
+    replacements: tuple[Replacement, ...] = ()
+    masks: Mapping[str, Mask] | None = None  # the mask it was trained under (LoSA)
+    masked: bool = False  # delta is zero outside `masks` by construction
+    tensors_used: int = 0
+    facts: Mapping[str, Any] = field(default_factory=dict)  # rank, alpha, scaling: for the report
+
+
+class AdapterFamily(Protocol):
+    """One file format and its meaning. One file a family under `exporter/adapters/`."""
+
+    name: ClassVar[str]
+
+    def claims(self, folder: Path) -> bool:
+        """Whether `folder` holds this family's files (looks at config names and types only)."""
+        ...
+
+    def read(self, folder: Path, spec: DecoderSpec, base: BaseIdentity) -> Adapter:
+        """Read strictly.
+
+        Raises:
+            InputRefused: one of the `adapter-*` codes.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class BaseIdentity:
+    """Who the base is, so that an adapter trained elsewhere is refused.
+
+    `sha256` digests names, shapes, dtypes and bytes of the base's tensors. Computing it reads
+    the whole model, so it is a call, made only for an adapter that records one.
+    """
+
+    name: str | None  # config's _name_or_path or the folder's name
+    sha256: Any  # Callable[[], str]

@@ -1,0 +1,195 @@
+"""Target and Session: the whole contract between the compiler and an engine, on one screen.
+
+These Protocols stand in `exporter` because the pipeline is written against them; backends
+implement them and are found by name through entry points (`exporter.registry`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from exporter.model import FusedModel
+from exporter.store.dtypes import F32
+
+Progress = Callable[[str, int, int], None]  # (what, done, total) in bytes or steps
+
+
+@dataclass(frozen=True)
+class RuntimeWindow:
+    """Which versions and which hardware an artefact is meant for, as text for people."""
+
+    engine: str
+    versions: str  # "1.8.0", ">=1.20"
+    python: str  # ">=3.8,<3.12"
+    hardware: str  # "x86-64 with AVX2"
+    licence: str = ""  # a limit on use that the user must know
+
+
+@dataclass(frozen=True)
+class RuntimeStatus:
+    """What this machine has of the engine."""
+
+    available: bool
+    reason: str  # why not, or "ready"
+    version: str | None = None  # of the engine found
+    python: str | None = None  # of the interpreter that runs it
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """What a target says about a model before anything is written."""
+
+    level: Literal["note", "warning", "refusal"]
+    message: str
+    where: str = ""  # module or tensor
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Bounds of the numeric check; `max_rel` is max|a-b| / max|reference| over logits."""
+
+    max_rel: float
+    top1: float = 1.0  # share of positions whose argmax must agree (near ties excepted)
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """One file that lowering will write, and its size in bytes (estimate for text files)."""
+
+    name: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class LowerPlan:
+    """What lowering will do: files, bytes, and a bound on memory above the interpreter's own."""
+
+    files: tuple[PlannedFile, ...]
+    peak_bytes: int
+    actions: Mapping[str, str] = field(default_factory=dict)  # tensor -> copied | merged | ...
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A weight as re-read from an artefact by a path that shares no code with the writer."""
+
+    name: str  # tensor name of the source model
+    shape: tuple[int, ...]  # in the source's orientation, [out, in]
+    dtype: str
+    file: str
+    nbytes: int
+    rows: Callable[[int, int], F32]  # rows of axis 0 in the source's orientation
+    sha256: Callable[[], str]  # of the stored bytes
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Greedy tokens and when each came, in seconds since the call (the first is the TTFT)."""
+
+    tokens: tuple[int, ...]
+    seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What ran, for reports."""
+
+    engine: str
+    version: str
+    threads: int
+    ops_share: float | None  # share of ops that the engine ran itself; None where unknown
+    weight_bytes: int
+    peak_rss_bytes: int
+    load_seconds: float
+    extra: Mapping[str, Any] = field(default_factory=dict)  # isa, cache kind, chunk
+
+
+class Session(Protocol):
+    """The one way to run anything: verification, benchmark and reference. Batch 1."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest sequence, prompt and answer together."""
+        ...
+
+    def prefill(self, tokens: Sequence[int], *, logits: Literal["all", "last"] = "all") -> F32:
+        """Empty the cache, feed `tokens`; float32 logits `[T, V]`, or `[1, V]` for "last"."""
+        ...
+
+    def decode(self, token: int) -> F32:
+        """Feed one token after what the cache holds; float32 logits `[V]`."""
+        ...
+
+    def generate(self, tokens: Sequence[int], n: int) -> Generation:
+        """Empty the cache, feed `tokens`, then `n` greedy tokens (no stop token), timed inside."""
+        ...
+
+    def facts(self) -> Facts:
+        """What runs here."""
+        ...
+
+    def close(self) -> None:
+        """End the engine and free its memory. May be called twice."""
+        ...
+
+
+class Target(Protocol):
+    """A frozen dataclass whose fields are its options; `name` is how the user asks for it."""
+
+    @property
+    def name(self) -> str:
+        """The name given to --target."""
+        ...
+
+    @property
+    def window(self) -> RuntimeWindow:
+        """Versions and hardware that the artefact is meant for."""
+        ...
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """How far the engine may be from the float32 reference."""
+        ...
+
+    def runtime(self) -> RuntimeStatus:
+        """Whether this machine can run the engine; starts nothing heavy."""
+        ...
+
+    def inspect(self, model: FusedModel) -> Sequence[Diagnostic]:
+        """What stands against this model here; a "refusal" stops before anything is written."""
+        ...
+
+    def plan(self, model: FusedModel) -> LowerPlan:
+        """Sizes and memory, from headers alone."""
+        ...
+
+    def lower(self, model: FusedModel, staging: Path, progress: Progress) -> None:
+        """Write the engine's own layout into the empty folder `staging`."""
+        ...
+
+    def read_back(self, folder: Path) -> Iterable[StoredTensor]:
+        """Every weight of an artefact, re-read from its final bytes."""
+        ...
+
+    def open(self, folder: Path, *, threads: int | None = None) -> Session:
+        """Run an artefact.
+
+        Raises:
+            EngineUnfit: missing, unfit, crashed, or refused the artefact.
+        """
+        ...
+
+    def probe(self, folder: Path, tokens: Sequence[int]) -> Mapping[str, F32]:
+        """Hidden states `[T, hidden]` after each layer ("embedding", "layer.0", ..., "norm")."""
+        ...
+
+
+class VerifiesBy(Protocol):
+    """A target whose own engine is absent may name another that can run the same bytes."""
+
+    def fallback(self) -> str:
+        """Name of the target to verify with, "onnxruntime"."""
+        ...

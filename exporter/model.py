@@ -1,0 +1,88 @@
+"""The types of the chain: CheckedModel and FusedModel. Nothing here holds a weight.
+
+Checkpoint -> CheckedModel -> FusedModel -> StagedArtefact -> VerifiedArtefact -> published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from exporter.arch.spec import DecoderSpec, Linear
+from exporter.sparsity.mask import Mask
+from exporter.sparsity.pattern import LinearPattern
+from exporter.store.checkpoint import Checkpoint
+from exporter.store.dtypes import F32
+
+
+class MaskSource(Protocol):
+    """Gives the mask of a linear when asked; holds no more than one."""
+
+    def mask(self, linear: Linear) -> Mask:
+        """Packed mask `[out, in]`; for a mask read from zeros, `W != 0`."""
+        ...
+
+    @property
+    def origin(self) -> str:
+        """ "zeros" or the name of the masks file, for report and manifest."""
+        ...
+
+
+@dataclass(frozen=True)
+class CheckedModel:
+    """Every tensor accounted for, finite, of the right shape; every linear has its verdict."""
+
+    checkpoint: Checkpoint
+    spec: DecoderSpec
+    patterns: Mapping[str, LinearPattern]  # by module
+    masks: MaskSource
+    head_is_tied: bool  # the head's tensor is the embedding's
+    dropped: Mapping[str, str] = field(default_factory=dict)  # tensor -> why it is not exported
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A branch kept apart: `y += scale * (x A^T) B^T`, A `[r, in]`, B `[out, r]`, float32."""
+
+    a: F32
+    b: F32
+    scale: float
+
+
+RowReader = Callable[[int, int], F32]
+
+
+@dataclass(frozen=True)
+class FusedTensor:
+    """One tensor of the fused model, computed when asked for.
+
+    `rows(r0, r1)` gives fresh float32 rows of axis 0: float32 merge, not yet rounded; the
+    writer rounds once. Zeros outside the mask are +0.0 exactly. Equal calls give equal bits.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rows: RowReader
+    linear: Linear | None = None
+    changed: bool = False  # an adapter touches it
+
+
+@dataclass(frozen=True)
+class FusedModel:
+    """The checkpoint's tensors with the adapters in, by the same names."""
+
+    checked: CheckedModel
+    tensors: Mapping[str, FusedTensor]  # spec order: embedding, layers, norm, head (untied only)
+    branches: Mapping[str, LowRank]  # module -> branch (policy `separate`), else empty
+    tied: bool
+    record: Mapping[str, Any]  # adapters, policy, per-module figures: goes into report.json
+
+    @property
+    def spec(self) -> DecoderSpec:
+        """The architecture."""
+        return self.checked.spec
+
+    def mask(self, tensor: str) -> Mask | None:
+        """Kept positions of a linear after merging (None: dense or densified, or not a linear)."""
+        raise NotImplementedError  # MERGE
