@@ -187,6 +187,30 @@ class Target(Protocol):
         ...
 
 
+class ReferenceSession(Session, Protocol):
+    """The float32 reference: a session that also shows its hidden states."""
+
+    def hidden_states(self, tokens: Sequence[int]) -> Mapping[str, F32]:
+        """Float32 `[T, hidden]` by the keys of `Target.probe`."""
+        ...
+
+
+class Runtime(Protocol):
+    """An engine in an environment of its own that we make and check."""
+
+    def status(self) -> RuntimeStatus:
+        """What is here; quick."""
+        ...
+
+    def install(self, progress: Progress | None = None) -> RuntimeStatus:
+        """Make the environment from its lock, whole or not at all; a second call is free.
+
+        Raises:
+            EngineUnfit: `install-failed`, `engine-unfit`.
+        """
+        ...
+
+
 class VerifiesBy(Protocol):
     """A target whose own engine is absent may name another that can run the same bytes."""
 
