@@ -1,0 +1,54 @@
+# Everything a developer or a stranger runs. `make` alone prints this help.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help setup runtime demo test test-fast check bench bench-memory bench-optimum clean
+
+help: ## Print this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv with everything the project needs
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3,10) <= sys.version_info[:2] <= (3,13) else "Python 3.10-3.13 is needed: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[onnx,report,tune,dev]'
+	touch $(STAMP)
+
+runtime: $(STAMP) ## Make DeepSparse's own environment where this machine can run it
+	$(BIN)/python scripts/ensure_runtime.py deepsparse
+
+demo: $(STAMP) runtime ## Prune, fuse, export, verify and time a real model; ends in build/demo/report.html
+	$(BIN)/python scripts/demo.py
+
+test: $(STAMP) runtime ## Run all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=15
+
+test-fast: $(STAMP) ## Run the tests for daily use: no slow ones, no DeepSparse, no download
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not deepsparse and not smollm2"
+
+check: $(STAMP) ## Lint, format, types (pyright strict) and the import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+bench: $(STAMP) runtime ## Time sparse against dense (SmolLM2 and 1.1 B) on DeepSparse; build/bench/*.json
+	$(BIN)/python scripts/bench.py
+
+bench-memory: $(STAMP) ## Peak memory of lowering on models of 1, 2, 4 and 8 GB; needs 30 GB of disk
+	$(BIN)/python scripts/bench_memory.py
+
+bench-optimum: $(STAMP) ## Time and memory beside optimum-onnx 0.1.0 in an environment of its own
+	$(BIN)/python scripts/bench_optimum.py
+
+clean: ## Remove what was built here (not the caches outside the repo)
+	rm -rf build .pytest_cache .ruff_cache .hypothesis *.egg-info

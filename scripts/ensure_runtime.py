@@ -1,0 +1,30 @@
+"""Make a managed engine environment; on a machine that cannot run it, say why and go on."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+
+from exporter.errors import SparseExportError
+from exporter.registry import load_runtime
+
+
+def main(name: str) -> int:
+    """Install the runtime `name`; 0 also where this machine can never run it, with the reason."""
+    console = Console(stderr=True)
+    runtime = load_runtime(name)
+    try:
+        status = runtime.install()
+    except SparseExportError as error:
+        if error.code == "engine-unfit":
+            console.print(f"{name}: not on this machine. {error.found}")
+            return 0
+        console.print(str(error))
+        return error.exit_code
+    console.print(f"{name} {status.version}: {status.reason}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
