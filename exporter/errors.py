@@ -183,6 +183,10 @@ CATALOGUE: dict[str, ErrorKind] = {
     "verify-numbers": ErrorKind(
         "The engine's results differ from the reference.", "Run again with --bisect."
     ),
+    "reference-broken": ErrorKind(
+        "The float32 reference did not do what it must, so nothing can be compared with it.",
+        "This is a bug, or transformers changed: please report it with both versions.",
+    ),
     "manifest-invalid": ErrorKind("The manifest is missing or malformed.", "Export again."),
     # --- tuning and benchmark
     "data-invalid": ErrorKind(
