@@ -1,1 +1,1 @@
-"""arch."""
+"""Decoder families as data files, and the one loader that turns a config into a spec."""
