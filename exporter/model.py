@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from exporter.arch.spec import DecoderSpec, Linear
 from exporter.sparsity.mask import Mask
@@ -30,6 +30,22 @@ class MaskSource(Protocol):
 
 
 @dataclass(frozen=True)
+class Note:
+    """Something lawful that a user may want to know about one tensor."""
+
+    tensor: str
+    what: Literal[
+        "negative-zeros",
+        "denormals",
+        "all-zero",
+        "zero-rows",
+        "kept-zeros",  # zeros that a masks file keeps
+        "dtype-not-of-config",  # tensors stored in another type than config.json names
+    ]
+    count: int
+
+
+@dataclass(frozen=True)
 class CheckedModel:
     """Every tensor accounted for, finite, of the right shape; every linear has its verdict."""
 
@@ -39,6 +55,7 @@ class CheckedModel:
     masks: MaskSource
     head_is_tied: bool  # the head's tensor is the embedding's
     dropped: Mapping[str, str] = field(default_factory=dict)  # tensor -> why it is not exported
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,7 +93,8 @@ class FusedModel:
     tensors: Mapping[str, FusedTensor]  # spec order: embedding, layers, norm, head (untied only)
     branches: Mapping[str, LowRank]  # module -> branch (policy `separate`), else empty
     tied: bool
-    record: Mapping[str, Any]  # adapters, policy, per-module figures: goes into report.json
+    record: Mapping[str, Any]  # adapters, policy by module: goes into report.json
+    densified: frozenset[str] = frozenset()  # modules whose zeros were given up
 
     @property
     def spec(self) -> DecoderSpec:
@@ -85,4 +103,9 @@ class FusedModel:
 
     def mask(self, tensor: str) -> Mask | None:
         """Kept positions of a linear after merging (None: dense or densified, or not a linear)."""
-        raise NotImplementedError  # MERGE
+        linear = self.tensors[tensor].linear
+        if linear is None or linear.module in self.densified:
+            return None
+        if self.checked.patterns[linear.module].pattern.kind == "dense":
+            return None
+        return self.checked.masks.mask(linear)
