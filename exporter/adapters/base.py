@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from exporter.arch.spec import DecoderSpec
-from exporter.model import LowRank
+from exporter.model import LowRank, RowReader
 from exporter.sparsity.mask import Mask
 from exporter.store.dtypes import F32
 
@@ -16,7 +16,10 @@ from exporter.store.dtypes import F32
 class Delta(Protocol):
     """What an adapter adds to one weight `[out, in]`, as a producer of row blocks."""
 
-    shape: tuple[int, int]
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`[out, in]`."""
+        ...
 
     def rows(self, r0: int, r1: int) -> F32:
         """Dense float32 `[r1 - r0, in]`; the block size does not change a bit."""
@@ -29,12 +32,16 @@ class Delta(Protocol):
 
 @dataclass(frozen=True)
 class Replacement:
-    """A tensor that the adapter replaces as a whole (`modules_to_save`) or adds to (bias)."""
+    """A tensor that the adapter replaces as a whole (`modules_to_save`) or adds to (bias).
+
+    Lazy, because a replaced embedding may be the largest tensor of the model.
+    """
 
     tensor: str  # name in the base model, "lm_head.weight", "...q_proj.bias"
-    values: F32
-    mode: str  # "replace" | "add"
-    why: str  # "modules_to_save", "bias"
+    shape: tuple[int, ...]
+    rows: RowReader  # rows [r0:r1] of axis 0, fresh float32
+    mode: Literal["replace", "add"]
+    why: str  # "modules_to_save", "saved embedding", "bias", "lora_bias"
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Adapter:
     replacements: tuple[Replacement, ...] = ()
     masks: Mapping[str, Mask] | None = None  # the mask it was trained under (LoSA)
     masked: bool = False  # delta is zero outside `masks` by construction
+    unties: bool = False  # trained with embedding and head apart, though the base ties them
     tensors_used: int = 0
     facts: Mapping[str, Any] = field(default_factory=dict)  # rank, alpha, scaling: for the report
 

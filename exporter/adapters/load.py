@@ -1,0 +1,74 @@
+"""Find the family of an adapter folder and read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from exporter.adapters.base import Adapter, AdapterFamily, BaseIdentity
+from exporter.adapters.lora import LoraFamily
+from exporter.adapters.losa import LosaFamily
+from exporter.adapters.peft_files import CONFIG, label, peft_type
+from exporter.arch.spec import DecoderSpec
+from exporter.errors import InputRefused
+
+# Asked in turn. A LoSA bundle is also a readable LoRA folder, so LoSA is asked first.
+FAMILIES: tuple[AdapterFamily, ...] = (LosaFamily(), LoraFamily())
+
+_PROMPTS = frozenset(
+    {
+        "ADAPTION_PROMPT",
+        "CPT",
+        "MULTITASK_PROMPT_TUNING",
+        "P_TUNING",
+        "PREFIX_TUNING",
+        "PROMPT_TUNING",
+    }
+)
+
+
+def load_adapter(path: Path, spec: DecoderSpec, base: BaseIdentity) -> Adapter:
+    """Read the adapter folder `path` for the base that `spec` and `base` describe.
+
+    Raises:
+        InputRefused: `input-missing`, `input-kind`, `adapter-unsupported`, and what the family's
+            `read` raises.
+    """
+    if not path.exists():
+        raise InputRefused("input-missing", "no such adapter folder", file=str(path))
+    if not path.is_dir():
+        raise InputRefused(
+            "input-kind",
+            "an adapter is a folder, this is a file",
+            expected=f"a folder with {CONFIG} and adapter_model.safetensors",
+            file=path.name,
+            hint="Give the folder that the file lies in.",
+        )
+    for family in FAMILIES:
+        if family.claims(path):
+            return family.read(path, spec, base)
+    raise _unclaimed(path)
+
+
+def _unclaimed(path: Path) -> InputRefused:
+    kind = peft_type(path)
+    if kind is None:
+        return InputRefused(
+            "adapter-invalid",
+            f"neither {CONFIG} nor losa_config.json in the folder",
+            expected="an adapter as PEFT's save_pretrained writes it, or a LoSA bundle",
+            file=path.name,
+        )
+    if kind in _PROMPTS:
+        hint = "It adds tokens, not weights, so no tool can merge it: train a LoRA instead."
+    else:
+        hint = (
+            "Convert it to LoRA with peft.save_as_lora where PEFT can, or train a LoRA or LoSA; "
+            "merging it by PEFT into the pruned base would fill the zeros."
+        )
+    return InputRefused(
+        "adapter-unsupported",
+        f"peft_type {kind}",
+        expected=", ".join(f.name for f in FAMILIES),
+        file=label(path, CONFIG),
+        hint=hint,
+    )

@@ -1,0 +1,176 @@
+"""LoRA of PEFT: rsLoRA, rank and alpha patterns, saved modules and biases.
+
+Format: adapter_config.json and adapter_model.safetensors of PEFT 0.21; see docs/formats/lora.md.
+Delta: `W' = W + scale * B A` (Hu et al. 2021, eq. 3; peft/tuners/lora/layer.py,
+`Linear.get_delta_weight`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from exporter.adapters.base import Adapter, BaseIdentity, Delta
+from exporter.adapters.factors import (
+    Factors,
+    adaptable,
+    build_delta,
+    check_module,
+    group_factors,
+    head_module,
+)
+from exporter.adapters.identity import base_facts
+from exporter.adapters.lora_config import LoraConfig, parse_lora_config
+from exporter.adapters.peft_files import PeftFolder, open_peft, peft_type
+from exporter.adapters.replacements import (
+    Replaced,
+    bias_additions,
+    check_biases,
+    read_replacements,
+    tied_head_carries_lora,
+)
+from exporter.arch.spec import DecoderSpec
+from exporter.errors import InputRefused
+
+
+class LoraFamily:
+    """Reads a PEFT folder of type LORA."""
+
+    name: ClassVar[str] = "lora"
+
+    def claims(self, folder: Path) -> bool:
+        """Whether the config says LORA."""
+        return peft_type(folder) == "LORA"
+
+    def read(self, folder: Path, spec: DecoderSpec, base: BaseIdentity) -> Adapter:
+        """Read strictly; every tensor of the file is used exactly once.
+
+        Raises:
+            InputRefused: the `adapter-*` codes, `tie-conflict`, `value-not-finite`,
+                `value-overflow`, `pickle-refused` and those of the file formats.
+        """
+        opened = open_peft(folder)
+        config = parse_lora_config(opened.config, opened.config_file)
+        file = opened.tensors.label
+        factors = group_factors(opened.names, file)
+        for module in factors:
+            check_module(module, spec, file)
+        _check_targets(factors, config, spec, opened)
+        deltas, scales, nonzero = _deltas(factors, config, spec, opened)
+        replaced = read_replacements(opened.names, config, spec, opened.tensors)
+        check_biases(replaced.items, factors, config, spec, file)
+        added = bias_additions(factors, scales, config, spec, opened.tensors)
+        _check_not_empty(factors, nonzero, replaced, config, file)
+        return Adapter(
+            family=self.name,
+            name=folder.name or folder.resolve().name,
+            deltas=deltas,
+            replacements=(*replaced.items, *added),
+            unties=replaced.unties,
+            tensors_used=replaced.tensors + sum(f.tensors for f in factors.values()),
+            facts=_facts(config, factors, scales, nonzero, opened, base),
+        )
+
+
+def _deltas(
+    factors: Mapping[str, Factors], config: LoraConfig, spec: DecoderSpec, opened: PeftFolder
+) -> tuple[dict[str, Delta], dict[str, float], int]:
+    """Deltas and scales by module, and how many deltas are other than zero."""
+    deltas: dict[str, Delta] = {}
+    scales: dict[str, float] = {}
+    nonzero = 0
+    for module, pair in factors.items():
+        rank = config.rank(module, opened.config_file)
+        scales[module] = config.scale(module, opened.config_file)
+        deltas[module], moves = build_delta(
+            pair,
+            check_module(module, spec, opened.tensors.label),
+            rank,
+            scales[module],
+            opened.tensors,
+        )
+        nonzero += moves
+    return deltas, scales, nonzero
+
+
+def _check_targets(
+    factors: Mapping[str, Factors], config: LoraConfig, spec: DecoderSpec, opened: PeftFolder
+) -> None:
+    """The config's targets and the file's modules are the same set."""
+    head = head_module(spec)
+    if tied_head_carries_lora(factors, spec):
+        raise InputRefused(
+            "adapter-option",
+            "a LoRA on a head that is the embedding: the base ties them, the result would not",
+            expected="LoRA on the linears of the layers, or an untied base",
+            file=opened.tensors.label,
+            tensor=head,
+            hint="Untie the base (store its head apart, tie_word_embeddings false) and try again.",
+        )
+    if config.target_modules is None:
+        return
+    wanted = {m for m in adaptable(spec) if config.targets(m, head, opened.config_file)}
+    extra = [m for m in factors if m not in wanted]
+    if extra:
+        raise InputRefused(
+            "adapter-tensor-unused",
+            f"target_modules does not name the module, so PEFT would leave it out "
+            f"({len(extra)} of {len(factors)} modules)",
+            expected="tensors of targeted modules",
+            file=opened.tensors.label,
+            tensor=factors[extra[0]].a,
+        )
+    missing = [m for m in adaptable(spec) if m in wanted and m not in factors]
+    if missing:
+        raise InputRefused(
+            "adapter-tensor-missing",
+            f"target_modules names {len(wanted)} modules, {len(missing)} have no tensors",
+            expected="lora_A.weight and lora_B.weight of each",
+            file=opened.tensors.label,
+            tensor=missing[0],
+        )
+
+
+def _check_not_empty(
+    factors: Mapping[str, Factors], nonzero: int, replaced: Replaced, config: LoraConfig, file: str
+) -> None:
+    if nonzero or replaced.items:
+        return
+    if not factors:
+        found = "the file holds no tensor"
+    elif not config.lora_alpha and not config.alpha_pattern:
+        found = "lora_alpha is 0"
+    else:
+        found = f"the delta of all {len(factors)} modules is zero (B is all zeros before training)"
+    raise InputRefused("adapter-empty", found, expected="a trained adapter", file=file)
+
+
+def _facts(
+    config: LoraConfig,
+    factors: Mapping[str, Factors],
+    scales: Mapping[str, float],
+    nonzero: int,
+    opened: PeftFolder,
+    base: BaseIdentity,
+) -> dict[str, Any]:
+    ranks = {m: config.rank(m, opened.config_file) for m in factors}
+    warnings: list[str] = []
+    if config.fan_in_fan_out:
+        # PEFT itself sets it to False on nn.Linear, which all linears here are
+        # (peft/tuners/lora/layer.py, `dispatch_default`).
+        warnings.append("fan_in_fan_out is true, which PEFT ignores on linear layers; ignored")
+    facts = base_facts(
+        config.base_model_name_or_path, config.base_sha256, base, opened.config_file, warnings
+    )
+    return {
+        **facts,
+        "ranks": sorted(set(ranks.values())),
+        "scales": sorted(set(scales.values())),
+        "rslora": config.use_rslora,
+        "zero_deltas": len(factors) - nonzero,
+        "modules_to_save": sorted(config.modules_to_save),
+        "bias": config.bias,
+        "lora_bias": config.lora_bias,
+        "warnings": warnings,
+    }

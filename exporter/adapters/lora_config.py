@@ -1,0 +1,160 @@
+"""adapter_config.json of a LoRA: its fields, and how rank, scale and targets follow from them.
+
+Format and meaning: peft/tuners/lora/config.py and layer.py (`update_layer`) of PEFT 0.21.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from exporter.adapters.options import COMMON_HARMLESS, OptionTable, check_options
+from exporter.adapters.patterns import inside_saved, layer_index, names_module, pattern_key
+from exporter.adapters.peft_files import validated
+from exporter.errors import InputRefused
+from exporter.limits import LIMITS
+
+_BASE_CHANGED = "its initialisation changed the base weights, which the adapter alone cannot tell"
+
+
+class LoraConfig(BaseModel):
+    """The fields that decide what a LoRA adds; defaults are PEFT's."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    r: int = 8
+    lora_alpha: int | float = 8
+    use_rslora: bool = False
+    rank_pattern: dict[str, int] = Field(default_factory=dict)
+    alpha_pattern: dict[str, int | float] = Field(default_factory=dict)
+    target_modules: str | list[str] | None = None
+    exclude_modules: str | list[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
+    modules_to_save: list[str] = Field(default_factory=list)
+    ensure_weight_tying: bool = False
+    bias: Literal["none", "all", "lora_only"] = "none"
+    lora_bias: bool = False
+    fan_in_fan_out: bool = False
+    init_lora_weights: bool | str | None = True
+    base_model_name_or_path: str | None = None
+    base_sha256: str | None = None
+
+    @field_validator("rank_pattern", "alpha_pattern", mode="before")
+    @classmethod
+    def _null_is_empty_map(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+    @field_validator("modules_to_save", mode="before")
+    @classmethod
+    def _null_is_empty_list(cls, value: Any) -> Any:
+        return [] if value is None else value
+
+    def rank(self, module: str, file: str) -> int:
+        """Rank of one module."""
+        key = pattern_key(self.rank_pattern, module, file)
+        return self.r if key is None else self.rank_pattern[key]
+
+    def alpha(self, module: str, file: str) -> float:
+        """Alpha of one module."""
+        key = pattern_key(self.alpha_pattern, module, file)
+        return float(self.lora_alpha if key is None else self.alpha_pattern[key])
+
+    def scale(self, module: str, file: str) -> float:
+        """`alpha / r`, or `alpha / sqrt(r)` with rsLoRA (Kalajdzievski 2023, eq. 4)."""
+        rank = self.rank(module, file)
+        return self.alpha(module, file) / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def targets(self, module: str, head: str, file: str) -> bool:
+        """Whether PEFT would put a LoRA on this linear; `head` is the head's module name."""
+        if self.exclude_modules and names_module(self.exclude_modules, module, file):
+            return False
+        if inside_saved(self.modules_to_save, module) or self.target_modules is None:
+            return False
+        if isinstance(self.target_modules, str):
+            if self.target_modules.lower() == "all-linear":
+                return module != head
+            return names_module(self.target_modules, module, file)
+        if module in self.target_modules:
+            return True
+        return names_module(self.target_modules, module, file) and self._in_layers(module, file)
+
+    def _in_layers(self, module: str, file: str) -> bool:
+        wanted = self.layers_to_transform
+        if wanted is None or wanted == []:
+            return True
+        index = layer_index(module, self.layers_pattern, file)
+        return index in ([wanted] if isinstance(wanted, int) else wanted)
+
+
+OPTIONS = OptionTable(
+    read=frozenset(LoraConfig.model_fields),
+    harmless=COMMON_HARMLESS
+    | {
+        "corda_config",  # of initialisations; init_lora_weights itself decides below
+        "eva_config",
+        "loftq_config",
+        "lora_dropout",
+        "lora_ga_config",
+        "megatron_core",  # a module name, without effect unless megatron_config is set
+        "qalora_group_size",  # without effect unless use_qalora is set
+        "runtime_config",
+    },
+    refused={
+        "use_dora": "DoRA rescales the rows of W + delta; taken for LoRA it merges wrongly",
+        "use_qalora": "QALoRA pools the inputs of A",
+        "use_bdlora": "BD-LoRA's factors are block-diagonal",
+        "sparse_adapter": "SQFT's SparsePEFT masks the product by the base's zeros",
+        "layer_replication": "it repeats layers of the base",
+        "target_parameters": "it adapts fused expert parameters, not linears",
+        "trainable_token_indices": "it replaces single rows of the embedding",
+        "alora_invocation_tokens": "aLoRA is active on some tokens only, so nothing can be merged",
+        "arrow_config": "Arrow routes between adapters by the input, so nothing can be merged",
+        "kasa_config": "KaSA changes the base weights and adds a diagonal",
+        "monteclora_config": "MonteCLoRA samples around its factors",
+        "velora_config": "VeLoRA keeps further tensors in the file",
+        "megatron_config": "Megatron shards the linears",
+    },
+)
+
+# Initialisations that leave the base as it was, so that the factors alone are the delta.
+_KEEPS_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+
+
+def parse_lora_config(raw: Mapping[str, Any], file: str) -> LoraConfig:
+    """The config of a LoRA folder, every key accounted for.
+
+    Raises:
+        InputRefused: `adapter-option`, `adapter-invalid`, `limit-exceeded`.
+    """
+    check_options(raw, OPTIONS, file)
+    config = validated(LoraConfig, raw, file)
+    initial = config.init_lora_weights
+    if (initial.lower() if isinstance(initial, str) else initial) not in _KEEPS_BASE:
+        raise InputRefused(
+            "adapter-option",
+            f"init_lora_weights = {initial!r}: {_BASE_CHANGED}",
+            expected="true, false, gaussian, eva, orthogonal or mica",
+            file=file,
+            hint="Save it again with PEFT's path_initial_model_for_weight_conversion.",
+        )
+    _check_ranks([config.r, *config.rank_pattern.values()], file)
+    return config
+
+
+def _check_ranks(ranks: Sequence[int], file: str) -> None:
+    low, high = min(ranks), max(ranks)
+    if low <= 0:
+        raise InputRefused(
+            "adapter-invalid", f"a rank of {low}", expected="ranks of 1 or more", file=file
+        )
+    if high > LIMITS.lora_rank:
+        raise InputRefused(
+            "limit-exceeded",
+            f"a rank of {high}",
+            expected=f"at most {LIMITS.lora_rank}",
+            file=file,
+        )

@@ -1,0 +1,267 @@
+"""Whole tensors in a PEFT file: saved modules, biases, and what they mean for a tied head.
+
+Meaning: peft/utils/other.py (`ModulesToSaveWrapper`) and peft/utils/save_and_load.py of PEFT 0.21.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from exporter.adapters.base import Replacement
+from exporter.adapters.factors import Factors, head_module
+from exporter.adapters.lora_config import LoraConfig
+from exporter.adapters.names import PeftName
+from exporter.adapters.patterns import saves_module
+from exporter.adapters.tensors import TensorFile, largest_magnitude
+from exporter.arch.spec import DecoderSpec
+from exporter.errors import InputRefused
+
+SAVED = "modules_to_save"
+EMBEDDING = "saved embedding"  # PEFT's save_embedding_layers
+BIAS = "bias"
+LORA_BIAS = "lora_bias"
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """All replacements of one adapter; `unties` as in `Adapter`."""
+
+    items: tuple[Replacement, ...]
+    unties: bool
+    tensors: int  # of the file that were used
+
+
+def read_replacements(
+    names: Iterable[PeftName], config: LoraConfig, spec: DecoderSpec, tensors: TensorFile
+) -> Replaced:
+    """Every tensor of the file that is no factor.
+
+    Raises:
+        InputRefused: `adapter-module`, `adapter-shape`, `adapter-option`, `adapter-tensor-unused`,
+            `adapter-tensor-missing`, `tie-conflict`, `value-not-finite`, `dtype-unsupported`.
+    """
+    whole = [n for n in names if not n.part.startswith("lora_")]
+    items = {r.tensor: r for r in (_one(n, config, spec, tensors) for n in whole)}
+    _saved_are_there(whole, config, tensors.label)
+    unties = _settle_tie(items, config, spec, tensors.label) if spec.tied else False
+    return Replaced(tuple(items.values()), unties, len(whole))
+
+
+def _one(name: PeftName, config: LoraConfig, spec: DecoderSpec, tensors: TensorFile) -> Replacement:
+    target = f"{name.module}.{name.part}"
+    want = _shapes(spec).get(target)
+    if want is None:
+        lacks = "no bias here" if name.part == "bias" else "no such tensor"
+        raise InputRefused(
+            "adapter-module",
+            f"the base has {lacks}",
+            expected="a tensor of the base",
+            file=tensors.label,
+            tensor=name.tensor,
+        )
+    why = _reason(name, config, spec, tensors.label)
+    found = tensors.entries[name.tensor].shape
+    if found != want:
+        raise InputRefused(
+            "adapter-shape",
+            f"shape {list(found)} for {target}",
+            expected=f"{list(want)}, as in the base",
+            file=tensors.label,
+            tensor=name.tensor,
+            hint=_shape_hint(target, spec),
+        )
+    largest_magnitude(tensors, name.tensor)
+    return Replacement(target, want, tensors.rows(name.tensor), "replace", why)
+
+
+def _shapes(spec: DecoderSpec) -> Mapping[str, tuple[int, ...]]:
+    """The base's tensors; a tied head is one too here, since an adapter may give it apart."""
+    return {**spec.tensors(), spec.head: (spec.vocab, spec.hidden)}
+
+
+def _reason(name: PeftName, config: LoraConfig, spec: DecoderSpec, file: str) -> str:
+    saved = saves_module(config.modules_to_save, name.module)
+    if any(name.module == li.module for li in spec.linears()) and name.part == "weight":
+        raise InputRefused(
+            "adapter-option",
+            "modules_to_save replaces a prunable linear as a whole",
+            expected="a low-rank delta on linears",
+            file=file,
+            tensor=name.tensor,
+            hint="Put the weight into the base, prune that, and leave it out of the adapter.",
+        )
+    if saved:
+        return SAVED
+    if name.part == "bias" and config.bias != "none":
+        return BIAS
+    if f"{name.module}.{name.part}" in (spec.embedding, spec.head):
+        return EMBEDDING
+    raise InputRefused(
+        "adapter-tensor-unused",
+        "neither modules_to_save nor bias of the config calls for it",
+        expected="tensors that the config names",
+        file=file,
+        tensor=name.tensor,
+    )
+
+
+def _shape_hint(target: str, spec: DecoderSpec) -> str | None:
+    if target not in (spec.embedding, spec.head):
+        return None
+    return (
+        "The vocabulary was resized for training: resize the base's embedding with transformers "
+        "and save it, then export that base."
+    )
+
+
+def _saved_are_there(whole: list[PeftName], config: LoraConfig, file: str) -> None:
+    for saved in config.modules_to_save:
+        if not any(saves_module([saved], n.module) for n in whole):
+            raise InputRefused(
+                "adapter-tensor-missing",
+                f"modules_to_save names {saved!r}, and the file has no tensor of it",
+                expected="the saved module's tensors",
+                file=file,
+            )
+
+
+def _settle_tie(
+    items: dict[str, Replacement], config: LoraConfig, spec: DecoderSpec, file: str
+) -> bool:
+    """Decide what a replaced embedding or head means where the base ties them.
+
+    With `ensure_weight_tying`, and for embeddings saved for a resized vocabulary, PEFT's forward
+    uses one tensor for both ends. With plain `modules_to_save` it uses a copy for the saved end
+    only: the result is untied, and a merge that ties it again is wrong (peft#2777).
+    """
+    ends = [items[t] for t in (spec.embedding, spec.head) if t in items]
+    if not ends:
+        return False
+    shared = config.ensure_weight_tying or all(r.why == EMBEDDING for r in ends)
+    if len(ends) == 1 and not shared:
+        return True
+    if len(ends) == 2 and not _equal(ends[0], ends[1]):
+        if not shared:
+            return True
+        raise InputRefused(
+            "tie-conflict",
+            "the adapter holds an embedding and a head that differ, and says that they are tied",
+            expected="equal values",
+            file=file,
+            tensor=spec.head,
+            hint="Save the adapter again from the model that was trained.",
+        )
+    items.pop(spec.head, None)
+    items[spec.embedding] = replace(ends[0], tensor=spec.embedding)
+    return False
+
+
+def _equal(left: Replacement, right: Replacement) -> bool:
+    step = max(1, (4 << 20) // max(1, left.shape[-1]))
+    return all(
+        np.array_equal(left.rows(r0, r1), right.rows(r0, r1))
+        for r0 in range(0, left.shape[0], step)
+        for r1 in [min(r0 + step, left.shape[0])]
+    )
+
+
+def bias_additions(
+    factors: Mapping[str, Factors],
+    scales: Mapping[str, float],
+    config: LoraConfig,
+    spec: DecoderSpec,
+    tensors: TensorFile,
+) -> tuple[Replacement, ...]:
+    """`scale * bias` of each B, added to the linear's own bias (`lora_bias`).
+
+    Raises:
+        InputRefused: `adapter-module` where the linear has no bias, `adapter-tensor-missing`,
+            `adapter-tensor-unused`, `adapter-shape`, `value-not-finite`.
+    """
+    added: list[Replacement] = []
+    for module, pair in factors.items():
+        if pair.bias is None and config.lora_bias:
+            raise InputRefused(
+                "adapter-tensor-missing",
+                "lora_bias is set, and lora_B.bias is not there",
+                file=tensors.label,
+                tensor=module,
+            )
+        if pair.bias is not None:
+            added.append(_addition(pair.bias, module, scales[module], config, spec, tensors))
+    return tuple(added)
+
+
+def _addition(
+    bias: str, module: str, scale: float, config: LoraConfig, spec: DecoderSpec, tensors: TensorFile
+) -> Replacement:
+    if not config.lora_bias:
+        raise InputRefused(
+            "adapter-tensor-unused",
+            "a bias of B, though lora_bias is not set",
+            file=tensors.label,
+            tensor=bias,
+        )
+    want = spec.tensors().get(f"{module}.bias")
+    if want is None:
+        raise InputRefused(
+            "adapter-module",
+            "the base's linear has no bias that lora_bias could be added to",
+            expected="a linear with a bias",
+            file=tensors.label,
+            tensor=bias,
+        )
+    if tensors.entries[bias].shape != want:
+        raise InputRefused(
+            "adapter-shape",
+            f"shape {list(tensors.entries[bias].shape)}",
+            expected=f"{list(want)}",
+            file=tensors.label,
+            tensor=bias,
+        )
+    largest_magnitude(tensors, bias)
+    rows = tensors.rows(bias)
+    return Replacement(
+        f"{module}.bias",
+        want,
+        lambda r0, r1: rows(r0, r1) * np.float32(scale),
+        "add",
+        LORA_BIAS,
+    )
+
+
+def check_biases(
+    items: Iterable[Replacement],
+    modules: Iterable[str],
+    config: LoraConfig,
+    spec: DecoderSpec,
+    file: str,
+) -> None:
+    """Every bias that the config's `bias` promises is there.
+
+    Raises:
+        InputRefused: `adapter-tensor-missing`.
+    """
+    if config.bias == "none":
+        return
+    have = {r.tensor for r in items}
+    promised = [t for t in spec.tensors() if t.endswith(".bias")]
+    if config.bias == "lora_only":
+        adapted = {f"{m}.bias" for m in modules}
+        promised = [t for t in promised if t in adapted]
+    missing = [t for t in promised if t not in have]
+    if missing:
+        raise InputRefused(
+            "adapter-tensor-missing",
+            f"bias = {config.bias!r}, and {len(missing)} of {len(promised)} biases are not there",
+            file=file,
+            tensor=missing[0],
+        )
+
+
+def tied_head_carries_lora(factors: Mapping[str, Factors], spec: DecoderSpec) -> bool:
+    """Whether a LoRA sits on a head that is the embedding."""
+    return spec.tied and head_module(spec) in factors

@@ -1,0 +1,26 @@
+"""Policy `densify`: the whole delta is added, and the sparsity is given up."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from exporter.sparsity.mask import Bools
+from exporter.store.dtypes import F32
+
+
+class DensifyPolicy:
+    """`W' = W + D`, as every tool does that does not know of masks."""
+
+    name: ClassVar[str] = "densify"
+    keeps_mask: ClassVar[bool] = False
+    keeps_branch: ClassVar[bool] = False
+    cost: ClassVar[str] = "loses no accuracy; the adapted linears become dense, as slow and large"
+
+    def merge(self, weight: F32, kept: Bools | None, delta: F32) -> F32:
+        """`weight + delta` everywhere."""
+        del kept
+        weight += delta
+        weight += np.float32(0.0)  # -0.0 + 0.0 is +0.0
+        return weight

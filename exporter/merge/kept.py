@@ -1,0 +1,68 @@
+"""Kept positions of the base's linears, one mask held at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from exporter.adapters.base import Adapter
+from exporter.arch.spec import Linear
+from exporter.errors import InputRefused
+from exporter.model import CheckedModel
+from exporter.sparsity.bits import popcount
+from exporter.sparsity.mask import Mask
+
+
+class KeptMasks:
+    """Masks of a checked model by module; None where the linear counts as dense."""
+
+    def __init__(self, checked: CheckedModel) -> None:
+        self._checked = checked
+        self._linears: Mapping[str, Linear] = {li.module: li for li in checked.spec.linears()}
+        self._held: tuple[str, Mask] | None = None
+
+    def is_linear(self, module: str) -> bool:
+        """Whether the module is one of the layers' linears (the head is not)."""
+        return module in self._linears
+
+    def is_dense(self, module: str) -> bool:
+        """Whether the module has no zeros to keep: a dense linear, or the head."""
+        return not self.is_linear(module) or self._checked.patterns[module].pattern.kind == "dense"
+
+    def density(self, module: str) -> float:
+        """Share of kept weights of a linear; 1.0 for other modules."""
+        if module not in self._linears:
+            return 1.0
+        return self._checked.patterns[module].pattern.density
+
+    def mask(self, module: str) -> Mask | None:
+        """The mask that merging must respect."""
+        return None if self.is_dense(module) else self._read(module)
+
+    def _read(self, module: str) -> Mask:
+        if self._held is None or self._held[0] != module:
+            self._held = None  # never two masks in memory
+            self._held = (module, self._checked.masks.mask(self._linears[module]))
+        return self._held[1]
+
+    def check_trained_under(self, adapter: Adapter) -> None:
+        """The masks that an adapter was trained under are this model's, bit for bit.
+
+        Raises:
+            InputRefused: `mask-mismatch`, with counts.
+        """
+        for module, trained in (adapter.masks or {}).items():
+            own = self._read(module)
+            if own == trained:
+                continue
+            wider = popcount(np.bitwise_and(own.bits, ~trained.bits))
+            narrower = popcount(np.bitwise_and(trained.bits, ~own.bits))
+            raise InputRefused(
+                "mask-mismatch",
+                f"adapter {adapter.name} was trained under another mask: of {own.kept} weights "
+                f"kept here it prunes {wider}, and it keeps {narrower} that are zero here",
+                expected="the mask of this base",
+                tensor=module,
+                hint="Give the sparse base that the adapter was trained on.",
+            )

@@ -1,0 +1,87 @@
+"""Figures of a merge for the report: norms, what was lost, changed, or swallowed by rounding."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from exporter.adapters.tiles import tiles
+from exporter.contract import Progress
+from exporter.errors import InputRefused
+from exporter.merge.rows import MergedRows
+from exporter.merge.shares import square_sum
+from exporter.model import FusedModel, FusedTensor
+from exporter.sparsity.mask import Bools
+from exporter.store.dtypes import DType, round_float32
+
+
+@dataclass(frozen=True)
+class ModuleFigures:
+    """One merged module. `vanished` counts elements that a non-zero delta left as they were
+    after rounding to the output's type; None where no type was given.
+    """
+
+    policy: str
+    norm: float  # Frobenius, of the delta as the adapter gives it
+    norm_lost: float  # of the part that was dropped
+    changed: int  # elements where the merged delta is not zero
+    vanished: int | None
+
+
+def measure(
+    fused: FusedModel, dtype: DType | None = None, progress: Progress | None = None
+) -> dict[str, dict[str, Any]]:
+    """`ModuleFigures` as plain values, by module; reads every delta once, and with `dtype` every
+    merged weight too.
+
+    Raises:
+        InputRefused: `adapter-empty` where there are deltas and none changes an element;
+            `value-overflow`.
+    """
+    merged = [(t, t.rows) for t in fused.tensors.values() if isinstance(t.rows, MergedRows)]
+    figures: dict[str, dict[str, Any]] = {}
+    for done, (tensor, rows) in enumerate(merged):
+        figures[rows.delta.module] = asdict(_one(tensor, rows, dtype))
+        if progress is not None:
+            progress("measure the merge", done + 1, len(merged))
+    if figures and not fused.branches and not any(f["changed"] for f in figures.values()):
+        raise InputRefused(
+            "adapter-empty",
+            f"no element of {len(figures)} modules changes under the policy",
+            expected="a delta on kept weights",
+        )
+    return figures
+
+
+def _one(tensor: FusedTensor, rows: MergedRows, dtype: DType | None) -> ModuleFigures:
+    mask = rows.masks.mask(rows.delta.module) if rows.policy.keeps_mask else None
+    total = lost = 0.0
+    changed = vanished = 0
+    for r0, r1 in tiles(0, tensor.shape[0]):
+        block = rows.delta.rows(r0, r1)
+        total += square_sum(block)
+        moved = block != 0
+        if mask is not None:
+            kept = mask.rows(r0, r1)
+            lost += square_sum(block[~kept])
+            moved &= kept
+        changed += int(np.count_nonzero(moved))
+        if dtype is not None:
+            vanished += _vanished(rows, moved, r0, r1, dtype)
+    return ModuleFigures(
+        policy=rows.policy.name,
+        norm=math.sqrt(total),
+        norm_lost=math.sqrt(lost),
+        changed=changed,
+        vanished=vanished if dtype is not None else None,
+    )
+
+
+def _vanished(rows: MergedRows, moved: Bools, r0: int, r1: int, dtype: DType) -> int:
+    name = rows.base.tensor
+    before = round_float32(rows.base(r0, r1), dtype, tensor=name)
+    after = round_float32(rows(r0, r1), dtype, tensor=name)
+    return int(np.count_nonzero((before == after) & moved))
