@@ -1,0 +1,171 @@
+"""Re-read a staged folder and compare it, bit for bit, with the fused model computed again.
+
+Row block by row block: memory is two blocks and the packed mask of one linear.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from exporter.contract import Progress, StoredTensor, Target
+from exporter.model import FusedModel, FusedTensor
+from exporter.sparsity.mask import Mask
+from exporter.store.dtypes import F32, DType, round_float32, to_float32
+from exporter.verify.branches import Branches
+from exporter.verify.diagnose import explain_shape, explain_values, same_bits
+from exporter.verify.files import check_file_set, list_files
+from exporter.verify.result import StructureResult
+
+BLOCK_BYTES = 8 << 20  # of float32 rows
+SLACK = 1.02  # files may be this much larger than the tensors they hold,
+SLACK_BYTES = 1 << 20  # and hold a graph besides,
+SLACK_PER_TENSOR = 4096  # and align each tensor to a page
+_SHOWN = 16
+
+
+@dataclass
+class _Tally:
+    tensor_bytes: int = 0
+    compared: int = 0
+    linears: int = 0
+    zeros: int = 0
+    kept_zeros: int = 0
+    seen: dict[str, str] = field(default_factory=dict)  # name -> file
+    failures: list[str] = field(default_factory=list)
+
+
+def check_structure(
+    target: Target, model: FusedModel, folder: Path, progress: Progress | None = None
+) -> StructureResult:
+    """Names, shapes, types, values, zeros and files of a staged artefact.
+
+    The misses stand in `failures`; nothing is raised for them.
+
+    Raises:
+        SparseExportError: the target could not read its own files back.
+    """
+    tally, branches = _Tally(), Branches(model)
+    for stored in target.read_back(folder):
+        _check_tensor(stored, model, branches, tally)
+        if progress is not None:
+            progress("re-read", len(tally.seen), len(model.tensors))
+    tally.failures += [f"{n} is missing" for n in model.tensors if n not in tally.seen]
+    tally.failures += branches.missing()
+    sizes = _check_files(target, model, folder, tally)
+    total = sum(sizes.values())
+    shown, more = tally.failures[:_SHOWN], len(tally.failures) - _SHOWN
+    return StructureResult(
+        tensors=len(tally.seen),
+        compared_values=tally.compared,
+        linears=tally.linears,
+        zeros=tally.zeros,
+        kept_zeros=tally.kept_zeros,
+        tensor_bytes=tally.tensor_bytes,
+        file_bytes=total,
+        ratio=total / max(1, tally.tensor_bytes),
+        files=tuple(sizes),
+        failures=(*shown, *([f"and {more} more"] if more > 0 else ())),
+    )
+
+
+def block_rows(shape: tuple[int, ...]) -> int:
+    """Rows of axis 0 that make one block."""
+    return max(1, BLOCK_BYTES // max(1, 4 * math.prod(shape[1:])))
+
+
+def parse_dtype(name: str) -> DType | None:
+    """A stored type by its safetensors or numpy name; None if it cannot hold a weight."""
+    names = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+    try:
+        dtype = DType(names.get(name.lower(), name.upper()))
+    except ValueError:
+        return None
+    return dtype if dtype.is_weight else None
+
+
+def _check_tensor(
+    stored: StoredTensor, model: FusedModel, branches: Branches, tally: _Tally
+) -> None:
+    name = stored.name
+    tally.tensor_bytes += stored.nbytes
+    if name in tally.seen:
+        tally.failures.append(f"{name} is stored twice, in {tally.seen[name]} and {stored.file}")
+        return
+    tally.seen[name] = stored.file
+    tensor = model.tensors.get(name)
+    if tensor is None:
+        ours = branches.claims(name)
+        tally.failures += branches.check(stored) if ours else _unexpected(stored, model)
+        return
+    dtype = parse_dtype(stored.dtype)
+    if dtype is None:
+        tally.failures.append(f"{name} is stored as {stored.dtype}")
+    elif stored.shape != tensor.shape:
+        why = explain_shape(stored.shape, tensor.shape)
+        want = list(tensor.shape)
+        tally.failures.append(f"{name} has shape {list(stored.shape)}, not {want}: {why}")
+    elif stored.nbytes != math.prod(stored.shape) * dtype.nbytes:
+        tally.failures.append(f"{name} takes {stored.nbytes} bytes, which its shape does not")
+    else:
+        _check_values(stored, tensor, dtype, model, tally)
+
+
+def _unexpected(stored: StoredTensor, model: FusedModel) -> list[str]:
+    if model.tied and stored.name == model.spec.head:
+        return [f"{stored.name} is stored though it is tied to {model.spec.embedding}"]
+    return [f"{stored.name} ({stored.file}) is no tensor of the model"]
+
+
+def _check_values(
+    stored: StoredTensor, tensor: FusedTensor, dtype: DType, model: FusedModel, tally: _Tally
+) -> None:
+    """Values and zeros of one tensor; at most one failure of each kind."""
+    mask = model.mask(tensor.name) if tensor.linear is not None else None
+    step, bad_zeros, wrong = block_rows(tensor.shape), 0, ""
+    for r0 in range(0, tensor.shape[0], step):
+        r1 = min(r0 + step, tensor.shape[0])
+        got = stored.rows(r0, r1)
+        want = to_float32(round_float32(tensor.rows(r0, r1), dtype, tensor=tensor.name))
+        if not wrong and not same_bits(got, want):
+            wrong = explain_values(stored, tensor, model, r0, got, want)
+        if mask is not None:
+            bad_zeros += _count_zeros(got, mask, r0, r1, tally)
+    tally.compared += math.prod(tensor.shape)
+    tally.linears += mask is not None
+    if bad_zeros:
+        tally.failures.append(f"{stored.name}: {bad_zeros} values outside the mask are not zero")
+    if wrong:
+        tally.failures.append(f"{stored.name} is not the fused tensor: {wrong}")
+
+
+def _count_zeros(got: F32, mask: Mask, r0: int, r1: int, tally: _Tally) -> int:
+    """Values outside the mask that are not exactly +0.0; the zeros go into the tally."""
+    kept = mask.rows(r0, r1)
+    live = np.ascontiguousarray(got).view(np.uint32) != 0
+    bad = int(np.count_nonzero(live & ~kept))
+    tally.zeros += int(np.count_nonzero(~kept)) - bad
+    tally.kept_zeros += int(np.count_nonzero(kept & (got == 0)))
+    return bad
+
+
+def _check_files(
+    target: Target, model: FusedModel, folder: Path, tally: _Tally
+) -> Mapping[str, int]:
+    """Sizes of all files; strays and bytes that no tensor accounts for become failures."""
+    files, odd = list_files(folder)
+    planned = {f.name for f in target.plan(model).files}
+    carried = {s.name for s in model.checked.checkpoint.sidecars} | {"config.json"}
+    tally.failures += check_file_set(files, odd, planned, carried)
+    own = sum(size for name, size in files.items() if name in planned - carried)
+    slack = SLACK_BYTES + SLACK_PER_TENSOR * len(tally.seen)
+    if own > SLACK * tally.tensor_bytes + slack:
+        tally.failures.append(
+            f"the files hold {own} bytes for {tally.tensor_bytes} bytes of tensors: "
+            "something is stored twice"
+        )
+    return files
