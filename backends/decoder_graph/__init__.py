@@ -1,1 +1,1 @@
-"""decoder_graph."""
+"""A decoder as an ONNX graph, built by hand from its spec; shared by the ONNX targets."""

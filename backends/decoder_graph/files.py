@@ -1,0 +1,64 @@
+"""What travels beside the graph: a config without paths of this machine, tokenizer files."""
+
+from __future__ import annotations
+
+import json
+import ntpath
+import posixpath
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from exporter.contract import PlannedFile
+from exporter.model import FusedModel
+from exporter.store.writer import RawWriter
+
+_COPY_BYTES = 1 << 20
+
+
+def clean_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` without `_name_or_path` and without any other value that is an absolute path."""
+    return {
+        key: clean_config(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key != "_name_or_path" and not _is_path(value)
+    }
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str) and (posixpath.isabs(value) or ntpath.isabs(value))
+
+
+def config_bytes(model: FusedModel) -> bytes:
+    """The config.json of the artefact."""
+    cleaned = clean_config(model.checked.checkpoint.config)
+    cleaned["tie_word_embeddings"] = model.tied
+    return (json.dumps(cleaned, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def write_companions(model: FusedModel, folder: Path) -> None:
+    """Write config.json and the sidecars, byte for byte, into `folder`."""
+    _write(folder / "config.json", config_bytes(model))
+    for sidecar in model.checked.checkpoint.sidecars:
+        writer = RawWriter(folder / sidecar.name)
+        try:
+            with sidecar.path.open("rb") as source:
+                while block := source.read(_COPY_BYTES):
+                    writer.write(block)
+        finally:
+            writer.close()
+
+
+def plan_companions(model: FusedModel) -> tuple[PlannedFile, ...]:
+    """The same files with their sizes."""
+    files = [PlannedFile("config.json", len(config_bytes(model)))]
+    files += [PlannedFile(s.name, s.path.stat().st_size) for s in model.checked.checkpoint.sidecars]
+    return tuple(files)
+
+
+def _write(path: Path, data: bytes) -> None:
+    writer = RawWriter(path)
+    try:
+        writer.write(data)
+    finally:
+        writer.close()
