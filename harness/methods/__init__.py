@@ -1,1 +1,1 @@
-"""methods."""
+"""Training methods, one a file, and the loop that they share."""

@@ -1,0 +1,1 @@
+"""Real models for demo, tests and benchmarks, made from what the package index holds."""

@@ -1,0 +1,92 @@
+"""Text for calibration and training: a file, or the one that every CPython carries; as windows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.errors import InputRefused
+
+BUILTIN = "builtin"
+MAX_BYTES = 256_000_000  # of a text file: it is tokenised in one piece
+
+Tokens = NDArray[np.int64]
+
+
+def load_text(source: str) -> str:
+    """The text of `source`: a UTF-8 file, or "builtin".
+
+    "builtin" is the language reference that CPython carries for `help()` (`pydoc_data.topics`,
+    some 600 kB of English prose), its topics in the order of their names: no download, and the
+    same text in each run of one Python version.
+
+    Raises:
+        InputRefused: `input-missing`, `input-unreadable`, `limit-exceeded`, `data-invalid` (no
+            UTF-8, or empty).
+    """
+    if source == BUILTIN:
+        from pydoc_data.topics import topics
+
+        return "\n\n".join(topics[name] for name in sorted(topics))
+    path = Path(source)
+    if not path.is_file():
+        raise InputRefused(
+            "input-missing", "no such text file", expected='a UTF-8 text, or "builtin"', file=source
+        )
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise InputRefused(
+            "limit-exceeded",
+            f"{size} bytes",
+            expected=f"a text of at most {MAX_BYTES} bytes",
+            file=source,
+            hint="Give a part of it.",
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputRefused(
+            "data-invalid", f"not UTF-8 at byte {error.start}", expected="UTF-8 text", file=source
+        ) from error
+    except OSError as error:
+        raise InputRefused("input-unreadable", str(error), file=source) from error
+    if not text.strip():
+        raise InputRefused("data-invalid", "the text is empty", expected="text", file=source)
+    return text
+
+
+def windows(tokenizer: Any, source: str, length: int) -> Tokens:
+    """Token ids `[n, length]` int64: the text of `source` cut into windows one after the other.
+
+    A rest shorter than `length` is left out.
+
+    Args:
+        tokenizer: of transformers; no special tokens are added.
+        source: see `load_text`.
+        length: tokens per window.
+
+    Raises:
+        InputRefused: those of `load_text`; `data-invalid` where not one window fits.
+    """
+    text = load_text(source)
+    encoded = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = np.asarray(encoded, dtype=np.int64)
+    count = ids.size // length
+    if count == 0:
+        raise InputRefused(
+            "data-invalid",
+            f"{ids.size} tokens",
+            expected=f"at least one window of {length} tokens",
+            file=source,
+            hint="Give more text, or a smaller --length.",
+        )
+    return ids[: count * length].reshape(count, length)
+
+
+def draw(rows: Tokens, count: int, seed: int) -> Tokens:
+    """`count` different windows of `rows` (all where there are fewer), drawn by `seed`."""
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return rows[order[:count]]
