@@ -34,20 +34,14 @@ class Rows:
 
 
 def logsumexp(logits: F32) -> F64:
-    """`log sum exp` over the last axis of `[T, V]`, float64 `[T]`."""
-    wide = logits.astype(np.float64)
-    top = wide.max(axis=-1, keepdims=True)
-    return (top + np.log(np.exp(wide - top).sum(axis=-1, keepdims=True)))[:, 0]
+    """`log sum exp` over the last axis of `[T, V]`, float64 `[T]`, in bounded memory."""
+    return np.concatenate([_logsumexp(logits[a:b]) for a, b in _chunks(logits.shape)])
 
 
 def compare_full(reference: F32, engine: F32) -> Rows:
     """Both `[T, V]`; KL over the whole vocabulary. The reference must be finite."""
-    step = max(1, _CHUNK // max(1, reference.shape[1]))
-    parts = [
-        _compare_full(reference[i : i + step], engine[i : i + step])
-        for i in range(0, len(reference), step)
-    ]
-    return join(parts)
+    spans = _chunks((len(reference), reference.shape[1]))
+    return join([_compare_full(reference[a:b], engine[a:b]) for a, b in spans])
 
 
 def compare_stored(ids: I64, logits: F32, lse: F64, peak: F64, engine: F32) -> Rows:
@@ -78,6 +72,17 @@ def join(parts: list[Rows]) -> Rows:
     """The rows of all parts, in order."""
     fields = Rows.__dataclass_fields__
     return Rows(**{f: np.concatenate([getattr(p, f) for p in parts]) for f in fields})
+
+
+def _chunks(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    step = max(1, _CHUNK // max(1, shape[1]))
+    return [(a, min(a + step, shape[0])) for a in range(0, shape[0], step)]
+
+
+def _logsumexp(logits: F32) -> F64:
+    wide = logits.astype(np.float64)
+    top = wide.max(axis=1, keepdims=True)
+    return (top + np.log(np.exp(wide - top).sum(axis=1, keepdims=True)))[:, 0]
 
 
 def _compare_full(reference: F32, engine: F32) -> Rows:

@@ -18,7 +18,6 @@ from exporter.verify.published import check_published
 from exporter.verify.result import (
     BisectResult,
     NumbersResult,
-    StructureResult,
     VerificationMissed,
     VerifyReport,
 )

@@ -94,7 +94,8 @@ def record(
         greedy.append(answer)
         prefill.append(logits[-1].copy())
         decode.append(steps[-1].copy())
-        gaps.append(_cache_gap(reference, (*tokens, *answer[:-1]), steps, i))
+        if i in (0, len(prompts.tokens) - 1):  # the shortest and the longest say enough
+            gaps.append(_cache_gap(reference, (*tokens, *answer[:-1]), steps, i))
         if progress is not None:
             progress("reference", i + 1, len(prompts.tokens))
     ids, tops, lse, peak = (np.concatenate(part) for part in zip(*rows, strict=True))
@@ -122,12 +123,19 @@ def _answer(reference: Session, last: F32, new: int, prompt: int) -> tuple[tuple
 
 
 def _summary(logits: F32) -> tuple[I32, F32, F32, F32]:
-    count = min(TOP, logits.shape[1])
-    # Stable sort of the negated row: best first, lower id first among equals.
-    ids = np.argsort(-logits, axis=1, kind="stable")[:, :count].astype(np.int32)
-    tops = np.take_along_axis(logits, ids.astype(np.int64), axis=1).astype(np.float32)
+    ids = np.stack([best_ids(row, TOP) for row in logits])
+    tops = np.take_along_axis(logits, ids.astype(np.int64), axis=1)
     peak = np.abs(logits).max(axis=1)
-    return ids, tops, logsumexp(logits).astype(np.float32), peak.astype(np.float32)
+    return ids, tops, logsumexp(logits).astype(np.float32), peak
+
+
+def best_ids(row: F32, count: int) -> I32:
+    """Ids of the `count` largest of `[V]`, best first, lower id first among equals."""
+    count = min(count, len(row))
+    least = np.partition(row, len(row) - count)[len(row) - count]
+    among = np.flatnonzero(row >= least)
+    order = np.argsort(-row[among], kind="stable")[:count]
+    return among[order].astype(np.int32)
 
 
 def _cache_gap(reference: Session, tokens: tuple[int, ...], steps: F32, prompt: int) -> float:
