@@ -21,7 +21,7 @@ _STOPS = (
     (8, 81, 156),
     (8, 48, 107),
 )
-_WHITE_FROM = 0.58  # share of zeros from which white text has the better contrast
+_WHITE_FROM = 0.70  # share of zeros from which white text has the better contrast
 
 
 def heatmap_svg(report: InspectReport) -> str:
@@ -32,7 +32,7 @@ def heatmap_svg(report: InspectReport) -> str:
     """
     grid = build_grid(report)
     columns = [*grid.roles, "all"]
-    width = _LEFT + _CELL_W * len(columns) + 8
+    width = max(_LEFT + _CELL_W * len(columns) + 8, 760)  # the legend needs 760
     height = _TOP + _CELL_H * (len(grid.rows) + 1) + 62
     totals = report.totals
     label = f"{printable(report.model)}: {totals.sparsity:.1%} zeros in {totals.linears} linears"

@@ -87,7 +87,7 @@ def _notes(report: InspectReport) -> str:
         for n in report.notes
     )
     dropped = "".join(
-        f"<tr><td>{escape(printable(tensor))}</td><td>{escape(reason)}</td></tr>"
+        f"<tr><td>{escape(printable(tensor))}</td><td>{escape(printable(reason))}</td></tr>"
         for tensor, reason in report.dropped.items()
     )
     parts = ""

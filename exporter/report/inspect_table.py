@@ -20,9 +20,7 @@ def render_table(report: InspectReport, console: Console) -> None:
     """Sparsity per layer and module, totals, and notes. Long models show runs of layers."""
     grid = build_grid(report, MAX_ROWS)
     plain = len(report.totals.patterns) == 1
-    table = Table(
-        box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False, title=_title(report, plain)
-    )
+    table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
     shown = grid.roles[:MAX_ROLES]
     columns = grid.columns
     table.add_column("layer", "all", justify="right", no_wrap=True)
@@ -33,6 +31,7 @@ def render_table(report: InspectReport, console: Console) -> None:
     table.add_column("all", _text(columns.whole, plain), justify="right")
     for row in grid.rows:
         table.add_row(*_line(row, shown, plain))
+    console.print(_title(report, plain))
     console.print(table)
     for line in _below(report, grid):
         console.print(Text(line))
