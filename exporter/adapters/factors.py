@@ -12,6 +12,7 @@ from exporter.arch.spec import DecoderSpec
 from exporter.errors import InputRefused
 
 _FLOAT32_MAX = 3.4e38
+Shapes = Mapping[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def head_module(spec: DecoderSpec) -> str:
     return spec.head.removesuffix(".weight")
 
 
-def adaptable(spec: DecoderSpec) -> dict[str, tuple[int, int]]:
+def adaptable(spec: DecoderSpec) -> Shapes:
     """Modules that can carry a low-rank delta, and their `[out, in]`: all linears, and the head."""
     shapes = {li.module: (li.out_features, li.in_features) for li in spec.linears()}
     shapes[head_module(spec)] = (spec.vocab, spec.hidden)
@@ -98,22 +99,24 @@ def _known_part(name: PeftName, file: str) -> None:
     )
 
 
-def check_module(module: str, spec: DecoderSpec, file: str) -> tuple[int, int]:
-    """`[out, in]` of an adaptable module of the base.
+def check_modules(factors: Mapping[str, Factors], spec: DecoderSpec, file: str) -> Shapes:
+    """`[out, in]` of every adaptable module of the base, once all of `factors` are known there.
 
     Raises:
         InputRefused: `adapter-module`.
     """
-    shape = adaptable(spec).get(module)
-    if shape is None:
+    shapes = adaptable(spec)
+    strange = [m for m in factors if m not in shapes]
+    if strange:
         raise InputRefused(
             "adapter-module",
-            f"the {spec.family} base of {spec.layers} layers has no linear of this name",
-            expected="a module of the base",
+            f"the {spec.family} base of {spec.layers} layers has no linear of this name "
+            f"({len(strange)} of {len(factors)} modules)",
+            expected="modules of the base",
             file=file,
-            tensor=module,
+            tensor=strange[0],
         )
-    return shape
+    return shapes
 
 
 def build_delta(

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 from exporter.adapters.base import Adapter, BaseIdentity, Delta
 from exporter.adapters.factors import (
     Factors,
-    adaptable,
+    Shapes,
     build_delta,
-    check_module,
+    check_modules,
     group_factors,
     head_module,
 )
@@ -54,10 +54,9 @@ class LoraFamily:
         config = parse_lora_config(opened.config, opened.config_file)
         file = opened.tensors.label
         factors = group_factors(opened.names, file)
-        for module in factors:
-            check_module(module, spec, file)
-        _check_targets(factors, config, spec, opened)
-        deltas, scales, nonzero = _deltas(factors, config, spec, opened)
+        shapes = check_modules(factors, spec, file)
+        _check_targets(factors, config, shapes, spec, opened)
+        deltas, scales, nonzero = _deltas(factors, config, shapes, opened)
         replaced = read_replacements(opened.names, config, spec, opened.tensors)
         check_biases(replaced.items, factors, config, spec, file)
         added = bias_additions(factors, scales, config, spec, opened.tensors)
@@ -74,7 +73,7 @@ class LoraFamily:
 
 
 def _deltas(
-    factors: Mapping[str, Factors], config: LoraConfig, spec: DecoderSpec, opened: PeftFolder
+    factors: Mapping[str, Factors], config: LoraConfig, shapes: Shapes, opened: PeftFolder
 ) -> tuple[dict[str, Delta], dict[str, float], int]:
     """Deltas and scales by module, and how many deltas are other than zero."""
     deltas: dict[str, Delta] = {}
@@ -85,7 +84,7 @@ def _deltas(
         scales[module] = config.scale(module, opened.config_file)
         deltas[module], moves = build_delta(
             pair,
-            check_module(module, spec, opened.tensors.label),
+            shapes[module],
             rank,
             scales[module],
             opened.tensors,
@@ -95,7 +94,11 @@ def _deltas(
 
 
 def _check_targets(
-    factors: Mapping[str, Factors], config: LoraConfig, spec: DecoderSpec, opened: PeftFolder
+    factors: Mapping[str, Factors],
+    config: LoraConfig,
+    shapes: Shapes,
+    spec: DecoderSpec,
+    opened: PeftFolder,
 ) -> None:
     """The config's targets and the file's modules are the same set."""
     head = head_module(spec)
@@ -110,7 +113,7 @@ def _check_targets(
         )
     if config.target_modules is None:
         return
-    wanted = {m for m in adaptable(spec) if config.targets(m, head, opened.config_file)}
+    wanted = {m for m in shapes if config.targets(m, head, opened.config_file)}
     extra = [m for m in factors if m not in wanted]
     if extra:
         raise InputRefused(
@@ -121,7 +124,7 @@ def _check_targets(
             file=opened.tensors.label,
             tensor=factors[extra[0]].a,
         )
-    missing = [m for m in adaptable(spec) if m in wanted and m not in factors]
+    missing = [m for m in shapes if m in wanted and m not in factors]
     if missing:
         raise InputRefused(
             "adapter-tensor-missing",

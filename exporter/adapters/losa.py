@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from exporter.adapters.base import Adapter, BaseIdentity, Delta
-from exporter.adapters.factors import Factors, build_delta, check_module, group_factors
+from exporter.adapters.factors import Factors, Shapes, build_delta, check_modules, group_factors
 from exporter.adapters.identity import base_facts
 from exporter.adapters.lora_config import parse_lora_config
 from exporter.adapters.losa_files import (
@@ -66,11 +66,10 @@ class LosaFamily:
         _check_rank_table(config, factors, folder)
         _check_peft_agrees(config, opened)
         facts = base_facts(config.base, config.base_sha256, base, label(folder, LOSA_CONFIG), [])
-        for module in factors:
-            check_module(module, spec, opened.tensors.label)
+        shapes = check_modules(factors, spec, opened.tensors.label)
         linears = {li.module: (li.out_features, li.in_features) for li in spec.linears()}
         masks = open_masks(folder, config.mask, factors, linears)
-        deltas = _deltas(config, factors, masks, spec, opened)
+        deltas = _deltas(config, factors, masks, shapes, opened)
         return Adapter(
             family=self.name,
             name=folder.name or folder.resolve().name,
@@ -137,15 +136,14 @@ def _deltas(
     config: LosaConfig,
     factors: Mapping[str, Factors],
     masks: BundleMasks,
-    spec: DecoderSpec,
+    shapes: Shapes,
     opened: PeftFolder,
 ) -> dict[str, Delta]:
     deltas: dict[str, Delta] = {}
     nonzero = 0
     for module, pair in factors.items():
-        shape = check_module(module, spec, opened.tensors.label)
         rank = config.rank_pattern[module]
-        inner, moves = build_delta(pair, shape, rank, config.scale, opened.tensors)
+        inner, moves = build_delta(pair, shapes[module], rank, config.scale, opened.tensors)
         deltas[module] = MaskedLowRankDelta(inner, lambda m=module: masks[m])
         nonzero += moves
     if not nonzero:

@@ -32,7 +32,7 @@ class LosaConfig(BaseModel):
     method: Literal["losa"]
     version: Literal[1] = VERSION
     base: str | None = None
-    base_sha256: str = Field(pattern=r"\A[0-9a-f]{64}\Z")
+    base_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     alpha: int | float = Field(gt=0)
     r_ref: int = Field(gt=0, le=LIMITS.lora_rank)
     rank_pattern: dict[str, int] = Field(min_length=1)  # module -> its rank

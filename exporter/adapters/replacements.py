@@ -44,15 +44,29 @@ def read_replacements(
             `adapter-tensor-missing`, `tie-conflict`, `value-not-finite`, `dtype-unsupported`.
     """
     whole = [n for n in names if not n.part.startswith("lora_")]
-    items = {r.tensor: r for r in (_one(n, config, spec, tensors) for n in whole)}
+    # A tied head counts as a tensor here, since an adapter may give it apart.
+    shapes = {**spec.tensors(), spec.head: (spec.vocab, spec.hidden)}
+    linears = {li.weight for li in spec.linears()}
+    items: dict[str, Replacement] = {}
+    for name in whole:
+        if f"{name.module}.{name.part}" in linears:
+            raise _replaces_linear(name, tensors.label)
+        found = _one(name, config, shapes, spec, tensors)
+        items[found.tensor] = found
     _saved_are_there(whole, config, tensors.label)
     unties = _settle_tie(items, config, spec, tensors.label) if spec.tied else False
     return Replaced(tuple(items.values()), unties, len(whole))
 
 
-def _one(name: PeftName, config: LoraConfig, spec: DecoderSpec, tensors: TensorFile) -> Replacement:
+def _one(
+    name: PeftName,
+    config: LoraConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    spec: DecoderSpec,
+    tensors: TensorFile,
+) -> Replacement:
     target = f"{name.module}.{name.part}"
-    want = _shapes(spec).get(target)
+    want = shapes.get(target)
     if want is None:
         lacks = "no bias here" if name.part == "bias" else "no such tensor"
         raise InputRefused(
@@ -77,23 +91,8 @@ def _one(name: PeftName, config: LoraConfig, spec: DecoderSpec, tensors: TensorF
     return Replacement(target, want, tensors.rows(name.tensor), "replace", why)
 
 
-def _shapes(spec: DecoderSpec) -> Mapping[str, tuple[int, ...]]:
-    """The base's tensors; a tied head is one too here, since an adapter may give it apart."""
-    return {**spec.tensors(), spec.head: (spec.vocab, spec.hidden)}
-
-
 def _reason(name: PeftName, config: LoraConfig, spec: DecoderSpec, file: str) -> str:
-    saved = saves_module(config.modules_to_save, name.module)
-    if any(name.module == li.module for li in spec.linears()) and name.part == "weight":
-        raise InputRefused(
-            "adapter-option",
-            "modules_to_save replaces a prunable linear as a whole",
-            expected="a low-rank delta on linears",
-            file=file,
-            tensor=name.tensor,
-            hint="Put the weight into the base, prune that, and leave it out of the adapter.",
-        )
-    if saved:
+    if saves_module(config.modules_to_save, name.module):
         return SAVED
     if name.part == "bias" and config.bias != "none":
         return BIAS
@@ -105,6 +104,17 @@ def _reason(name: PeftName, config: LoraConfig, spec: DecoderSpec, file: str) ->
         expected="tensors that the config names",
         file=file,
         tensor=name.tensor,
+    )
+
+
+def _replaces_linear(name: PeftName, file: str) -> InputRefused:
+    return InputRefused(
+        "adapter-option",
+        "modules_to_save replaces a prunable linear as a whole",
+        expected="a low-rank delta on linears",
+        file=file,
+        tensor=name.tensor,
+        hint="Put the weight into the base, prune that, and leave it out of the adapter.",
     )
 
 
