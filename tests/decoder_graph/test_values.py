@@ -12,7 +12,6 @@ import pytest
 from backends.decoder_graph.variants import static_variant
 from backends.onnxruntime.probe import probe
 from backends.onnxruntime.session import OrtSession
-from exporter.arch.spec import load_spec
 from exporter.model import LowRank
 from tests.decoder_graph.lowered import (
     lowered,
@@ -21,7 +20,7 @@ from tests.decoder_graph.lowered import (
     relative,
     tokens_of,
 )
-from tests.reference import decoder
+from tests.reference.slow_decoder import SlowDecoder
 from tests.tiny import KINDS
 
 IOS = ("deepsparse", "optimum")
@@ -69,14 +68,15 @@ def test_tokens_and_logits_equal_transformers(
     session.close()
 
 
-@pytest.mark.parametrize("kind", ["mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", ["llama3", "qwen2", "qwen3"])
 def test_logits_equal_the_float64_reference(kind: str, tmp_path: Path):
-    model, folder = lowered(tmp_path, kind)
-    spec = load_spec({**model.config.to_dict(), "architectures": None})
+    model, folder = lowered(tmp_path, kind, bias=True)
     weights = {name: p.detach().numpy() for name, p in model.named_parameters()}
-    tokens = tokens_of(9)
-    wanted = decoder.logits(spec, weights, tokens)
+    tokens = tokens_of(20)
+    wanted, states = SlowDecoder(model.config.to_dict(), weights).feed(tokens)
     assert relative(OrtSession(folder, 1).prefill(tokens), wanted) <= 1e-5
+    for key, state in probe(folder, tokens).items():
+        assert relative(state, states[key]) <= 1e-5
 
 
 @pytest.mark.parametrize("step", [1, 4])
