@@ -67,7 +67,7 @@ def _lengths(spec: DecoderSpec, settings: Settings) -> Iterator[Diagnostic]:
     if settings.sequence_length < spec.max_positions:
         yield Diagnostic(
             "note",
-            f"prompt and answer together have up to {settings.sequence_length} of the model's "
+            f"prompt and answer together have up to {settings.max_tokens} of the model's "
             f"{spec.max_positions} positions; --target deepsparse,sequence_length=N sets another",
         )
     if spec.sliding_window is not None and spec.sliding_window < spec.max_positions:

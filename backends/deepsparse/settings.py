@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from exporter.arch.spec import DecoderSpec
 from exporter.errors import EngineUnfit, UsageError
@@ -31,6 +31,11 @@ class Settings:
     sequence_length: int
     prompt_sequence_length: int
     internal_kv_cache: bool
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest prompt and answer together: the last place of the engine's cache is unusable."""
+        return self.sequence_length - int(self.internal_kv_cache)
 
     @property
     def cache(self) -> Literal["internal", "external"]:
@@ -95,27 +100,30 @@ def read_settings(folder: Path) -> Settings:
         EngineUnfit: `engine-refused` where the file is missing or malformed.
     """
     try:
-        raw = cast(dict[str, Any], json.loads((folder / SETTINGS_FILE).read_bytes()[:4096]))
-        settings = Settings(**raw)
-        good = all(type(v) is int for v in (raw["sequence_length"], raw["prompt_sequence_length"]))
-        good = good and type(raw["internal_kv_cache"]) is bool
-        good = good and settings.sequence_length % GRANULE == 0 < settings.sequence_length
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        good = False
-    if not good or not chunk_fits(
-        settings.prompt_sequence_length, settings.sequence_length, settings.internal_kv_cache
-    ):
+        text = (folder / SETTINGS_FILE).read_bytes()
+        settings = _checked(json.loads(text[:4096]))
+    except (OSError, ValueError, TypeError, RecursionError):
         raise EngineUnfit(
             "engine-refused",
             "it is missing or malformed",
             expected="what `sparse-export --target deepsparse` wrote",
             file=SETTINGS_FILE,
-        )
+        ) from None
+    return settings
+
+
+def _checked(raw: Any) -> Settings:
+    settings = Settings(**raw)
+    length, chunk = settings.sequence_length, settings.prompt_sequence_length
+    internal = settings.internal_kv_cache
+    typed = type(length) is int and type(chunk) is int and type(internal) is bool
+    if not typed or length % GRANULE or length <= 0 or not chunk_fits(chunk, length, internal):
+        raise ValueError
     return settings
 
 
 def _default_chunk(length: int) -> int:
-    return FAST_CHUNK if 2 * FAST_CHUNK < length else SMALL_CHUNK
+    return FAST_CHUNK if length > 2 * FAST_CHUNK else SMALL_CHUNK
 
 
 def _option(found: str, expected: str) -> UsageError:

@@ -36,13 +36,15 @@ class Decoder:
         if int(np.__version__.split(".")[0]) >= 2:
             raise Unfit("engine-unfit", f"numpy {np.__version__} in DeepSparse's environment")
         deepsparse: Any = import_module("deepsparse")
-        self.max_tokens = length
+        self._length = length
+        self._internal = cache == "internal"
+        # The engine's own cache answers wrongly once its last place is taken (measured).
+        self.max_tokens = length - 1 if self._internal else length
         self._version = deepsparse.__version__
         self._lib = deepsparse.engine.LIB
         self._engine = deepsparse.Engine
         self._utilities: Any = import_module("deepsparse.utils.onnx")
         self._arch = deepsparse.cpu.cpu_architecture()
-        self._internal = cache == "internal"
         self._weight_bytes = link_data(folder, work)
         self._engines: dict[int, Any] = {}
         for width in sorted({1, chunk}):
@@ -90,7 +92,7 @@ class Decoder:
                 "isa": self._arch.isa + ("_vnni" if self._arch.vnni else ""),
                 "cache": "internal" if self._internal else "external",
                 "prefill_chunk": self._chunk,
-                "sequence_length": self.max_tokens,
+                "sequence_length": self._length,
                 "numpy": np.__version__,
             },
         }
@@ -103,7 +105,7 @@ class Decoder:
         path = os.path.join(work, f"width_{width}.onnx")
         shutil.copyfile(os.path.join(folder, "model.onnx"), path)
         _, cached, _ = self._utilities.overwrite_onnx_model_inputs_for_kv_cache_models(
-            path, sequence_length=self.max_tokens, input_ids_length=width
+            path, sequence_length=self._length, input_ids_length=width
         )
         if not any(cached):
             raise Unfit("engine-refused", "model.onnx has no cache outputs (present.*)")
@@ -115,7 +117,7 @@ class Decoder:
         if self._internal:
             self._cache = self._lib.kv_cache(0, 0)  # tokens so far, tokens never dropped
         else:
-            shape = (1, self._heads, self.max_tokens, self._head_dim)
+            shape = (1, self._heads, self._length, self._head_dim)
             self._state = {name: np.zeros(shape, np.float32) for name in self._past}
 
     def _check(self, tokens: list[int], held: int) -> None:
@@ -127,8 +129,8 @@ class Decoder:
 
     def _step(self, tokens: list[int]) -> Any:
         engine = self._engines[len(tokens)]
-        inputs = step_inputs(tokens, self._done, self.max_tokens)
-        past = self.max_tokens - len(tokens)
+        inputs = step_inputs(tokens, self._done, self._length)
+        past = self._length - len(tokens)
         if self._internal:
             # The engine keeps the cache; it wants the inputs all the same, empty.
             nothing = np.zeros((0, self._heads, past, self._head_dim), np.float32)
