@@ -23,8 +23,8 @@ from exporter.verify.result import StructureResult
 
 BLOCK_BYTES = 8 << 20  # of float32 rows
 SLACK = 1.02  # files may be this much larger than the tensors they hold,
-SLACK_BYTES = 1 << 20  # and hold a graph besides,
-SLACK_PER_TENSOR = 4096  # and align each tensor to a page
+SLACK_BYTES = 1 << 20  # may hold a graph or an index besides,
+SLACK_PER_TENSOR = 4096  # and may align each tensor to a page
 _SHOWN = 16
 
 
@@ -158,14 +158,17 @@ def _check_files(
 ) -> Mapping[str, int]:
     """Sizes of all files; strays and bytes that no tensor accounts for become failures."""
     files, odd = list_files(folder)
-    planned = {f.name for f in target.plan(model).files}
+    planned = {f.name: f.nbytes for f in target.plan(model).files}
     carried = {s.name for s in model.checked.checkpoint.sidecars} | {"config.json"}
     tally.failures += check_file_set(files, odd, planned, carried)
-    own = sum(size for name, size in files.items() if name in planned - carried)
-    slack = SLACK_BYTES + SLACK_PER_TENSOR * len(tally.seen)
-    if own > SLACK * tally.tensor_bytes + slack:
+    holders = set(tally.seen.values()) & files.keys()
+    held = sum(files[name] for name in holders)
+    if held > SLACK * tally.tensor_bytes + SLACK_BYTES + SLACK_PER_TENSOR * len(tally.seen):
         tally.failures.append(
-            f"the files hold {own} bytes for {tally.tensor_bytes} bytes of tensors: "
-            "something is stored twice"
+            f"{', '.join(sorted(holders))}: {held} bytes for {tally.tensor_bytes} bytes of "
+            "tensors: something is stored twice"
         )
+    for name in sorted((planned.keys() - carried - holders) & files.keys()):
+        if files[name] > SLACK * planned[name] + SLACK_BYTES:
+            tally.failures.append(f"{name}: {files[name]} bytes, {planned[name]} were planned")
     return files

@@ -200,6 +200,10 @@ def test_bytes_that_no_tensor_accounts_for(model: MemoryModel, tmp_path: Path) -
     with (folder / "weights.bin").open("ab") as file:
         file.write(bytes(3 << 20))
     assert "something is stored twice" in check_structure(target, model, folder).failures[0]
+    target, folder = lowered(model, tmp_path / "other")
+    with (folder / "graph.json").open("a") as file:
+        file.write(" " * (2 << 20))
+    assert "graph.json" in check_structure(target, model, folder).failures[0]
 
 
 def test_engine_that_writes_into_the_folder(model: MemoryModel, tmp_path: Path) -> None:
