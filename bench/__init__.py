@@ -1,1 +1,1 @@
-"""bench."""
+"""sparse-bench: whether a sparse artefact is faster than its dense twin, on this machine."""

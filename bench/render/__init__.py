@@ -1,1 +1,1 @@
-"""render."""
+"""Forms of a result: terminal, JSON and HTML."""

@@ -1,0 +1,127 @@
+"""`sparse-bench`: parse, call, print; exit codes in docs/reference/bench.md."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from bench.commands import memory_command, optimum_command
+from bench.extras import need
+from bench.files import write_text
+from bench.progress import Bar
+from bench.results import AbResult, ab_schema
+from bench.run import AbOptions, ab
+from bench.verdict import Exit, exit_of
+from exporter.errors import SparseExportError
+
+app = typer.Typer(
+    name="sparse-bench",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Is the sparse artefact faster than its dense twin, on this machine?",
+)
+
+
+app.command("memory")(memory_command)
+app.command("optimum")(optimum_command)
+
+
+@app.command("ab")
+def ab_command(
+    dense: Annotated[Path, typer.Argument(help="Artefact folder of the dense twin.")],
+    sparse: Annotated[Path, typer.Argument(help="Artefact folder of the sparse model.")],
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved pairs.")] = 10,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt.")] = 128,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Greedy tokens after it.")] = 64,
+    threads: Annotated[int | None, typer.Option(min=1, help="Engine threads.")] = None,
+    min_speedup: Annotated[
+        float | None, typer.Option(help="Exit 1 where decode is confirmed below this.")
+    ] = None,
+    warmup: Annotated[int, typer.Option(min=0, help="Rounds that are thrown away.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Of prompt, order and bootstrap.")] = 0,
+    title: Annotated[str, typer.Option(help="Heading of the report.")] = "",
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    html_out: Annotated[Path | None, typer.Option("--html", help="Write a report here.")] = None,
+) -> None:
+    """Compare two artefacts of one target: outputs first, then speed in interleaved pairs."""
+    options = AbOptions(
+        rounds=rounds,
+        warmup_rounds=warmup,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        threads=threads,
+        min_speedup=min_speedup,
+        seed=seed,
+        title=title,
+    )
+    if html_out is not None:
+        need("matplotlib")  # now, not after minutes of measuring
+    with Bar(Console(stderr=True)) as bar:
+        result = ab(dense, sparse, options, bar.progress)
+    write_outputs(result, json_out, html_out)
+    raise typer.Exit(result.verdict.exit_code)
+
+
+@app.command("schema")
+def schema_command() -> None:
+    """Print the JSON schema of `ab --json`."""
+    print(json.dumps(ab_schema(), indent=2, sort_keys=True))
+
+
+@app.command("make-random")
+def make_random_command(
+    shape: Annotated[str, typer.Argument(help="tinyllama-1.1b, or 1gb, 2gb, 4gb, 8gb.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="A folder that is not there yet.")],
+    sparsity: Annotated[float, typer.Option(help="Fraction of zeros in the linears.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Write a Llama-shaped model of random bfloat16 weights, for measurements only."""
+    from bench.random_model import make_random
+    from bench.shapes import find_shape
+
+    with Bar(Console(stderr=True)) as bar:
+        nbytes = make_random(find_shape(shape), out, sparsity, seed, bar.progress)
+    print(f"{out}: {nbytes / 1e9:.2f} GB")
+
+
+def write_outputs(result: AbResult, json_out: Path | None, html_out: Path | None) -> None:
+    """Print the tables, then write what was asked for.
+
+    Raises:
+        InputRefused: `output-failed`.
+        UsageError: `usage` where a report was asked for and matplotlib is not installed.
+    """
+    from bench.render.terminal import print_ab
+
+    print_ab(result, Console())
+    if json_out is not None:
+        write_text(json_out, result.model_dump_json(indent=2) + "\n")
+    if html_out is not None:
+        from bench.render.html import ab_html
+
+        write_text(html_out, ab_html([result]))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run and leave with an exit code of `bench.verdict.Exit`."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(args: list[str]) -> int:
+    """Run one command line and give its exit code."""
+    try:
+        app(args=args)
+    except SparseExportError as error:
+        Console(stderr=True).print(f"error {error}", markup=False, highlight=False, soft_wrap=True)
+        return int(exit_of(error))
+    except KeyboardInterrupt:
+        return int(Exit.INTERRUPTED)
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else 0
+    return 0
