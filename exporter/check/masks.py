@@ -49,7 +49,7 @@ class FileMasks:
     @property
     def origin(self) -> str:
         """The file's name."""
-        return self.file.path.name
+        return self.file.stamp.name
 
     def mask(self, linear: Linear) -> Mask:
         """Packed mask `[out, in]` of the file.

@@ -8,7 +8,7 @@ from exporter.report.inspect import InspectReport
 from exporter.report.inspect_grid import Cell, Grid, Row, build_grid, printable
 
 _CELL_W, _CELL_H, _LEFT, _TOP = 84, 20, 58, 24
-_SHORT = {"unstructured": "", "various": "var."}
+_LEGEND_W = 800
 # ColorBrewer "Blues" (Brewer, Harrower): one hue, ordered in grey too, so it prints.
 _STOPS = (
     (247, 251, 255),
@@ -32,7 +32,7 @@ def heatmap_svg(report: InspectReport) -> str:
     """
     grid = build_grid(report)
     columns = [*grid.roles, "all"]
-    width = max(_LEFT + _CELL_W * len(columns) + 8, 760)  # the legend needs 760
+    width = max(_LEFT + _CELL_W * len(columns) + 8, _LEGEND_W)
     height = _TOP + _CELL_H * (len(grid.rows) + 1) + 62
     totals = report.totals
     label = f"{printable(report.model)}: {totals.sparsity:.1%} zeros in {totals.linears} linears"
@@ -74,8 +74,6 @@ def _row(grid: Grid, row: Row, place: int, gap: int = 0) -> str:
 
 def _cell(x: int, y: int, cell: Cell, where: str) -> str:
     ink = "#fff" if cell.sparsity >= _WHITE_FROM else "#111"
-    pattern = _SHORT.get(cell.pattern, cell.pattern)
-    text = f"{100 * cell.sparsity:.1f} {pattern}".rstrip()
     several = f", {cell.linears} linears" if cell.linears > 1 else ""
     hint = f"{printable(where)}: {cell.sparsity:.2%} zeros, {cell.pattern}{several}"
     return (
@@ -83,7 +81,7 @@ def _cell(x: int, y: int, cell: Cell, where: str) -> str:
         f'<rect x="{x}" y="{y}" width="{_CELL_W - 1}" height="{_CELL_H - 1}" '
         f'fill="{colour(cell.sparsity)}" stroke="#ccd5de" stroke-width="0.5"/>'
         f'<text x="{x + _CELL_W // 2}" y="{y + _CELL_H // 2 + 4}" text-anchor="middle" '
-        f'fill="{ink}">{escape(text)}</text></g>'
+        f'fill="{ink}">{escape(cell.text)}</text></g>'
     )
 
 

@@ -16,6 +16,12 @@ class Cell:
     pattern: str
     linears: int
 
+    @property
+    def text(self) -> str:
+        """Percent of zeros and pattern: "50.0 2:4"; a bare number is unstructured."""
+        short = {"unstructured": "", "various": "var."}.get(self.pattern, self.pattern)
+        return f"{100 * self.sparsity:.1f} {short}".rstrip()
+
 
 @dataclass(frozen=True)
 class Row:

@@ -20,7 +20,9 @@ def render_table(report: InspectReport, console: Console) -> None:
     """Sparsity per layer and module, totals, and notes. Long models show runs of layers."""
     grid = build_grid(report, MAX_ROWS)
     plain = len(report.totals.patterns) == 1
-    table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
+    table = Table(
+        box=box.SIMPLE, show_edge=False, show_footer=True, padding=(0, 1 if plain else 0, 0, 0)
+    )
     shown = grid.roles[:MAX_ROLES]
     columns = grid.columns
     table.add_column("layer", "all", justify="right", no_wrap=True)
@@ -56,12 +58,13 @@ def _line(row: Row, roles: tuple[str, ...], plain: bool) -> list[Text]:
 def _text(cell: Cell | None, plain: bool) -> Text:
     if cell is None:
         return Text("")
-    share = f"{100 * cell.sparsity:.1f}"
-    return Text(share if plain else f"{share} {cell.pattern}")
+    return Text(f"{100 * cell.sparsity:.1f}" if plain else cell.text)
 
 
 def _below(report: InspectReport, grid: Grid) -> list[str]:
-    lines = ["Cells: percent of zeros; a run of layers, or several linears, by weight."]
+    lines = ["Cells: percent of zeros, over several linears by weight."]
+    if len(report.totals.patterns) > 1:
+        lines[0] += " Bare: unstructured; N:M: N kept of M inputs; var.: several patterns."
     hidden = len(grid.roles) - MAX_ROLES
     if hidden > 0:
         lines.append(f"{hidden} further modules are in --json and --html.")

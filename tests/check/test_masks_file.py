@@ -179,4 +179,4 @@ def test_a_file_cut_short_after_its_header_was_read(tmp_path) -> None:
     with pytest.raises(InputRefused) as caught:
         for module in SHAPES:
             file.mask(module)
-    assert caught.value.code == "mask-invalid"
+    assert caught.value.code == "input-unreadable"
