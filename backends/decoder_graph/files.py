@@ -38,14 +38,11 @@ def config_bytes(model: FusedModel) -> bytes:
 
 def write_companions(model: FusedModel, folder: Path) -> None:
     """Write config.json and the sidecars, byte for byte, into `folder`."""
-    _write(folder / "config.json", config_bytes(model))
+    write_file(folder / "config.json", config_bytes(model))
     for sidecar in model.checked.checkpoint.sidecars:
-        writer = RawWriter(folder / sidecar.name)
-        try:
-            with sidecar.path.open("rb") as source:
-                while block := source.read(_COPY_BYTES):
-                    writer.write(block)
-        finally:
+        with RawWriter(folder / sidecar.name) as writer, sidecar.path.open("rb") as source:
+            while block := source.read(_COPY_BYTES):
+                writer.write(block)
             writer.close()
 
 
@@ -56,9 +53,8 @@ def plan_companions(model: FusedModel) -> tuple[PlannedFile, ...]:
     return tuple(files)
 
 
-def _write(path: Path, data: bytes) -> None:
-    writer = RawWriter(path)
-    try:
+def write_file(path: Path, data: bytes) -> None:
+    """A new file, synced."""
+    with RawWriter(path) as writer:
         writer.write(data)
-    finally:
         writer.close()

@@ -16,7 +16,8 @@ FLOAT_BYTES = 4
 # The ONNX spec asks for page-aligned offsets so that engines can map the file; small tensors
 # keep to cache lines, since a page for each norm would be more padding than norms.
 PAGE, LINE, LARGE = 4096, 64, 1 << 20
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 4 << 20  # of one read
+STRIP = 16  # rows transposed at a time: one cache line of each stored row; wider is slower
 
 Blocks = Callable[[], Iterator[F32]]
 
@@ -96,8 +97,10 @@ def _transposed(tensor: FusedTensor) -> Blocks:
         whole = np.empty((columns, rows), np.float32)
         step = _step(tensor)
         for r0 in range(0, rows, step):
-            r1 = min(r0 + step, rows)
-            whole[:, r0:r1] = tensor.rows(r0, r1).T
+            block = tensor.rows(r0, min(r0 + step, rows))
+            for k in range(0, len(block), STRIP):
+                strip = block[k : k + STRIP]
+                whole[:, r0 + k : r0 + k + len(strip)] = strip.T
         yield whole
 
     return blocks

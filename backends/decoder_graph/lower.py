@@ -9,12 +9,15 @@ import numpy as np
 import onnx
 
 from backends.decoder_graph.build import build_graph
+from backends.decoder_graph.files import write_file
 from backends.decoder_graph.layout import BLOCK_BYTES, Slot, data_layout
 from backends.decoder_graph.options import GraphOptions
 from exporter.contract import LowerPlan, PlannedFile, Progress
 from exporter.errors import InputRefused
 from exporter.model import FusedModel
 from exporter.store.writer import RawWriter
+
+WRITER_BYTES = 20 << 20  # RawWriter's queue and the chunk in hand
 
 
 def lower_decoder(
@@ -31,20 +34,23 @@ def lower_decoder(
     """
     slots = data_layout(model, options)
     graph = _graph(model, slots, options)
-    _write(folder / options.graph_file, [_bytes(graph)])
+    write_file(folder / options.graph_file, _bytes(graph))
     del graph
     total, done = data_bytes(slots), 0
-    writer = RawWriter(folder / options.data_file)
-    try:
+    with RawWriter(folder / options.data_file) as writer:
         for slot in slots:
             writer.pad_to(slot.alignment)
-            for block in slot.blocks():
-                writer.write(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
-                done += block.nbytes
-                if progress is not None:
-                    progress("weights", done, total)
-    finally:
+            # A call of its own, so that the last block is freed before the next is made.
+            _write_slot(writer, slot)
+            done += slot.nbytes
+            if progress is not None:
+                progress("weights", done, total)
         writer.close()
+
+
+def _write_slot(writer: RawWriter, slot: Slot) -> None:
+    for block in slot.blocks():
+        writer.write(np.ascontiguousarray(block))
 
 
 def plan_decoder(model: FusedModel, options: GraphOptions) -> LowerPlan:
@@ -60,10 +66,11 @@ def plan_decoder(model: FusedModel, options: GraphOptions) -> LowerPlan:
         PlannedFile(options.graph_file, graph_bytes),
         PlannedFile(options.data_file, data_bytes(slots)),
     )
-    # A transposed tensor is whole in memory; beside it a block as stored, in float32 and merged.
+    # A transposed tensor is whole in memory; beside it a block as stored, in float32 and merged,
+    # and what waits for the writer's hash.
     held = max(slot.nbytes if slot.transposed else BLOCK_BYTES for slot in slots)
     actions = {slot.name: slot.action for slot in slots}
-    return LowerPlan(files, held + 3 * BLOCK_BYTES + 4 * graph_bytes, actions)
+    return LowerPlan(files, held + 3 * BLOCK_BYTES + WRITER_BYTES + 4 * graph_bytes, actions)
 
 
 def data_bytes(slots: Sequence[Slot]) -> int:
@@ -89,12 +96,3 @@ def _refuse_unused(graph: onnx.ModelProto, slots: Mapping[str, Slot]) -> None:
 
 def _bytes(graph: onnx.ModelProto) -> bytes:
     return graph.SerializeToString(deterministic=True)
-
-
-def _write(path: Path, parts: Sequence[bytes]) -> None:
-    writer = RawWriter(path)
-    try:
-        for part in parts:
-            writer.write(part)
-    finally:
-        writer.close()
