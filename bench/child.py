@@ -18,7 +18,7 @@ from pathlib import Path
 
 POLL_SECONDS = 0.01
 SCAN_EVERY = 10
-_LOG_CHARS = 2000
+_LOG_CHARS = 8000
 
 
 @dataclass(frozen=True)
