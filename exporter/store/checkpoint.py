@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from exporter.errors import InputRefused
 from exporter.limits import LIMITS, Limits
-from exporter.store.digest import FileDigest, digest_file, digest_range, model_identity
+from exporter.store.digest import FileDigest, Progress, digest_file, digest_range, model_identity
 from exporter.store.dtypes import F32, to_float32
 from exporter.store.header import Header, TensorEntry, read_stamped_header
 from exporter.store.index import INDEX, check_index
@@ -118,7 +118,7 @@ class Checkpoint:
             return known.tensors[name]
         return digest_range(self.files[entry.file], entry.start, entry.end)
 
-    def digests(self, progress: Callable[[str, int, int], None] | None = None) -> list[FileDigest]:
+    def digests(self, progress: Progress | None = None) -> list[FileDigest]:
         """Every file that belongs to the model, with its tensors; read once, then remembered.
 
         Raises:

@@ -14,6 +14,7 @@ from exporter.store.sink import FileRecord, RunningHash
 
 _BLOCK = 4 << 20
 Step = Callable[[int], None]  # told the bytes of each block
+Progress = Callable[[str, int, int], None]  # (what, done, total) in bytes
 
 
 @dataclass(frozen=True)

@@ -164,10 +164,11 @@ def header_bytes(layout: Layout, metadata: Mapping[str, str]) -> bytes:
         if at % dtype.nbytes:
             # torch cannot map such a tensor; see `aligned`.
             raise ValueError(f"{name} would start at byte {at}, not aligned to {dtype.value}")
-        end = at + math.prod(shape) * dtype.nbytes
+        extents = [int(d) for d in shape]  # JSON knows no numpy integers
+        end = at + math.prod(extents) * dtype.nbytes
         header[name] = {
             "dtype": dtype.value,
-            "shape": [int(d) for d in shape],
+            "shape": extents,
             "data_offsets": [at, end],
         }
         at = end
