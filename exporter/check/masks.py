@@ -8,7 +8,7 @@ import numpy as np
 
 from exporter.arch.spec import DecoderSpec, Linear
 from exporter.check.blocks import blocks
-from exporter.check.values import ValueCounts, scan
+from exporter.check.values import Scanner
 from exporter.errors import InputRefused
 from exporter.sparsity.bits import U8, popcount
 from exporter.sparsity.mask import Mask
@@ -33,8 +33,9 @@ class ZerosMasks:
         Raises:
             InputRefused: `value-not-finite`.
         """
+        scanner = Scanner(linear.weight, self.checkpoint.entries[linear.weight].dtype.numpy)
         packed = [
-            np.packbits(scan(rows, ValueCounts(), tensor=linear.weight, row=r0), axis=1)
+            np.packbits(scanner.scan(rows, r0), axis=1)
             for r0, rows in blocks(self.checkpoint, linear.weight)
         ]
         return Mask(linear.out_features, linear.in_features, np.concatenate(packed))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from exporter.check.masks import Disagreement, FileMasks, ZerosMasks, linear_sha
 from exporter.check.names import account
 from exporter.check.shapes import check_shapes
 from exporter.check.ties import check_tie
-from exporter.check.values import ValueCounts, scan
+from exporter.check.values import Scanner, ValueCounts
 from exporter.check.vocab import check_vocab
 from exporter.contract import Progress
 from exporter.model import CheckedModel, MaskSource, Note
@@ -24,14 +26,16 @@ from exporter.sparsity.pattern import LinearPattern
 from exporter.store.checkpoint import Checkpoint
 from exporter.store.masks import MasksFile, Shape
 
+_THREADS = min(4, os.cpu_count() or 1)  # beyond four, memory is the limit
+
 
 def check_model(
     checkpoint: Checkpoint, *, masks: Path | None = None, progress: Progress | None = None
 ) -> CheckedModel:
     """Check everything that can be known before an adapter is read.
 
-    Every value is read once; memory is a few MiB and one packed mask. Without `masks` the mask
-    of a linear is where its weight is not zero.
+    Every value is read once; each thread holds a few MiB and a packed mask. Without `masks` the
+    mask of a linear is where its weight is not zero.
 
     Raises:
         InputRefused: `arch-unsupported`, `config-invalid`, `model-quantised`,
@@ -65,24 +69,28 @@ def _read_values(
 ) -> tuple[Mapping[str, LinearPattern], tuple[Note, ...]]:
     linears = {linear.weight: linear for linear in spec.linears()}
     names = list(spec.tensors())
+
+    def read(name: str) -> tuple[LinearPattern | None, list[Note]]:
+        linear = linears.get(name)
+        if linear is None:
+            return None, read_tensor(checkpoint, name)
+        mask = None if isinstance(source, ZerosMasks) else source.mask(linear)
+        shape = (linear.out_features, linear.in_features)
+        return read_linear(checkpoint, linear.module, shape, mask, source.origin)
+
     total = sum(checkpoint.entries[name].nbytes for name in names)
     patterns: dict[str, LinearPattern] = {}
     notes: list[Note] = []
     done = 0
-    for name in names:
-        linear = linears.get(name)
-        if linear is None:
-            notes += read_tensor(checkpoint, name)
-        else:
-            mask = None if isinstance(source, ZerosMasks) else source.mask(linear)
-            shape = (linear.out_features, linear.in_features)
-            patterns[linear.module], found = read_linear(
-                checkpoint, linear.module, shape, mask, source.origin
-            )
+    # Threads, since numpy lets go of the interpreter lock; results and faults come in order.
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for name, (pattern, found) in zip(names, pool.map(read, names), strict=True):
             notes += found
-        done += checkpoint.entries[name].nbytes
-        if progress is not None:
-            progress("check values", done, total)
+            if pattern is not None:
+                patterns[pattern.module] = pattern
+            done += checkpoint.entries[name].nbytes
+            if progress is not None:
+                progress("check values", done, total)
     return patterns, tuple(notes)
 
 
@@ -92,10 +100,10 @@ def read_tensor(checkpoint: Checkpoint, tensor: str) -> list[Note]:
     Raises:
         InputRefused: `value-not-finite`.
     """
-    counts = ValueCounts()
+    scanner = Scanner(tensor, checkpoint.entries[tensor].dtype.numpy)
     for r0, rows in blocks(checkpoint, tensor):
-        scan(rows, counts, tensor=tensor, row=r0)
-    return _notes(tensor, counts)
+        scanner.scan(rows, r0)
+    return _notes(tensor, scanner.counts)
 
 
 def read_linear(
@@ -109,11 +117,12 @@ def read_linear(
         InputRefused: `value-not-finite`, `mask-mismatch`.
     """
     tensor = f"{module}.weight"
-    counts, counter = ValueCounts(), PatternCounter(module, shape)
+    scanner = Scanner(tensor, checkpoint.entries[tensor].dtype.numpy)
+    counts, counter = scanner.counts, PatternCounter(module, shape)
     compared = Disagreement(tensor, origin)
     for r0, rows in blocks(checkpoint, tensor):
         before = counts.nonzero
-        bits = np.packbits(scan(rows, counts, tensor=tensor, row=r0), axis=1)
+        bits = np.packbits(scanner.scan(rows, r0), axis=1)
         if mask is None:
             counter.add(bits, counts.nonzero - before)
         else:

@@ -48,29 +48,55 @@ class ValueCounts:
     denormals: int = 0
 
 
-def scan(block: NDArray[np.generic], counts: ValueCounts, *, tensor: str, row: int) -> Bools:
-    """Where `block` (rows of axis 0 from `row` on, stored dtype) is not zero, bool of its shape.
+class Scanner:
+    """Reads the values of one tensor block by block; `counts` is what was seen so far.
 
-    Adds to `counts`.
-
-    Raises:
-        InputRefused: `value-not-finite` with the index of the first NaN or infinity.
+    Its memory is one block's, taken once: fresh arrays for every step cost more in page faults
+    than all arithmetic.
     """
-    layout = _LAYOUTS[block.dtype]
-    raw = block.view(layout.unsigned)
-    kind = layout.unsigned.type
-    magnitude = raw & kind(layout.sign - 1)
-    if magnitude.size and magnitude.max() >= layout.infinity:
-        raise _not_finite(block, magnitude >= kind(layout.infinity), tensor, row)
-    nonzero = magnitude != 0
-    kept = int(np.count_nonzero(nonzero))
-    zeros = magnitude.size - kept
-    counts.values += magnitude.size
-    counts.nonzero += kept
-    counts.denormals += int(np.count_nonzero(magnitude < kind(layout.least_normal))) - zeros
-    if zeros:
-        counts.negative_zeros += int(np.count_nonzero(raw == kind(layout.sign)))
-    return nonzero
+
+    def __init__(self, tensor: str, dtype: np.dtype[np.generic]) -> None:
+        self.counts = ValueCounts()
+        self._tensor = tensor
+        self._layout = _LAYOUTS[dtype]
+        self._magnitude = np.empty(0, self._layout.unsigned)
+        self._where = np.empty(0, np.bool_)
+
+    def scan(self, block: NDArray[np.generic], row: int = 0) -> Bools:
+        """Where `block` (rows of axis 0 from `row` on, stored dtype) is not zero.
+
+        The answer has the block's shape; the next call takes its memory.
+
+        Raises:
+            InputRefused: `value-not-finite` with the index of the first NaN or infinity.
+        """
+        if block.size > self._magnitude.size:
+            self._magnitude = np.empty(block.size, self._layout.unsigned)
+            self._where = np.empty(block.size, np.bool_)
+        if not block.size:
+            return np.zeros(block.shape, np.bool_)
+        kind, sign = self._layout.unsigned.type, self._layout.sign
+        raw = block.view(self._layout.unsigned)
+        magnitude = self._magnitude[: block.size].reshape(block.shape)
+        where = self._where[: block.size].reshape(block.shape)
+        np.bitwise_and(raw, kind(sign - 1), out=magnitude)
+        if magnitude.max() >= self._layout.infinity:
+            bad = magnitude >= kind(self._layout.infinity)
+            raise _not_finite(block, bad, self._tensor, row)
+        small = _count(np.less(magnitude, kind(self._layout.least_normal), out=where))
+        if small:
+            negative = _count(np.equal(raw, kind(sign), out=where))
+            self.counts.negative_zeros += negative
+        nonzero = np.not_equal(magnitude, kind(0), out=where)
+        kept = _count(nonzero)
+        self.counts.values += block.size
+        self.counts.nonzero += kept
+        self.counts.denormals += small - (block.size - kept)
+        return nonzero
+
+
+def _count(where: Bools) -> int:
+    return int(np.count_nonzero(where))
 
 
 def _not_finite(block: NDArray[np.generic], bad: Bools, tensor: str, row: int) -> InputRefused:

@@ -112,8 +112,19 @@ def test_progress_ends_at_the_bytes_of_all_tensors(tmp_path) -> None:
     assert len(steps) == len(arrays)
 
 
-def test_memory_does_not_follow_the_model(tmp_path) -> None:
+def test_the_first_fault_in_order_is_told(tmp_path) -> None:
+    arrays = tensors()
+    arrays["model.layers.1.mlp.down_proj.weight"][0, 0] = np.nan
+    arrays[Q0W][15, 15] = np.nan
+    for _ in range(5):
+        with pytest.raises(InputRefused) as caught:
+            check_model(write_model(tmp_path, arrays))
+        assert caught.value.tensor == Q0W
+
+
+def test_memory_does_not_follow_the_model(tmp_path, monkeypatch) -> None:
     """Thirty layers take no more than two: nothing per tensor but its counts is kept."""
+    monkeypatch.setattr("exporter.check.model._THREADS", 1)
 
     def peak(layers: int) -> int:
         rng = np.random.default_rng(0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from exporter.check.model import check_model
-from exporter.check.values import ValueCounts, scan
+from exporter.check.values import Scanner, ValueCounts
 from exporter.errors import InputRefused
 from exporter.model import Note
 from tests.check.folder import EMBEDDING, NORM, Q0, Q0W, tensors, write_model
@@ -47,27 +47,36 @@ def test_scan_equals_float64_on_any_bits(dtype, data) -> None:
     )
     block = raw.view(dtype)
     wide = block.astype(np.float64)
-    counts = ValueCounts()
+    scanner = Scanner("t", dtype)
     if np.isfinite(wide).all():
-        nonzero = scan(block, counts, tensor="t", row=0)
+        nonzero = scanner.scan(block)
         assert np.array_equal(nonzero, wide != 0)
-        assert counts == slow_counts(block)
+        assert scanner.counts == slow_counts(block)
         return
     with pytest.raises(InputRefused) as caught:
-        scan(block, counts, tensor="t", row=0)
+        scanner.scan(block)
     first = [int(i) for i in np.argwhere(~np.isfinite(wide))[0]]
     assert caught.value.code == "value-not-finite"
     assert f"at {first}" in caught.value.found
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_all_sixteen_bit_patterns_and_the_edges(dtype) -> None:
+def test_the_edges_of_every_type(dtype) -> None:
     info = ml_dtypes.finfo(dtype)
     edge = np.array([info.max, -info.max, info.smallest_normal, info.smallest_subnormal, -0.0])
-    counts = ValueCounts()
-    nonzero = scan(edge.astype(dtype), counts, tensor="t", row=0)
+    scanner = Scanner("t", dtype)
+    nonzero = scanner.scan(edge.astype(dtype))
     assert nonzero.tolist() == [True, True, True, True, False]
-    assert counts == ValueCounts(values=5, nonzero=4, negative_zeros=1, denormals=1)
+    assert scanner.counts == ValueCounts(values=5, nonzero=4, negative_zeros=1, denormals=1)
+
+
+def test_blocks_add_up() -> None:
+    block = np.array([[0.0, -0.0, 1e-45, 2.0], [0.0, 1.0, -1e-45, -0.0]], np.float32)
+    scanner = Scanner("t", block.dtype)
+    assert scanner.scan(block[:1]).tolist() == [[False, False, True, True]]
+    assert scanner.scan(np.concatenate([block, block])).sum() == 8
+    assert scanner.scan(block[:0]).shape == (0, 4)
+    assert scanner.counts == slow_counts(np.concatenate([block[:1], block, block]))
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
@@ -87,7 +96,7 @@ def test_the_index_holds_beyond_the_first_block() -> None:
     block = np.zeros((4, 3), np.float32)
     block[2, 1] = block[3, 0] = np.inf
     with pytest.raises(InputRefused, match=r"inf at \[1002, 1\] and 1 more"):
-        scan(block, ValueCounts(), tensor="t", row=1000)
+        Scanner("t", block.dtype).scan(block, 1000)
 
 
 def note_of(tmp_path, arrays) -> tuple[Note, ...]:
