@@ -157,7 +157,7 @@ class OrtSession:
                 expected=f"1 to {self._max_tokens}, the length that this artefact was made for",
             )
         binding = self._session.io_binding()
-        for name, array in self._integers(tokens).items():
+        for name, array in feeds(self._io, tokens, self._length).items():
             binding.bind_cpu_input(name, array)
         for value, cached in zip(self._past, self._cache, strict=True):
             binding.bind_ortvalue_input(value.name, cached)
@@ -170,9 +170,6 @@ class OrtSession:
         logits, *self._cache = binding.get_outputs()
         self._length = after
         return logits.numpy()[0]
-
-    def _integers(self, tokens: Sequence[int]) -> dict[str, Any]:
-        return feeds(self._io, tokens, self._length)
 
 
 def feeds(io: str, tokens: Sequence[int], past: int) -> dict[str, Any]:

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-
 from exporter.contract import (
     Diagnostic,
     LowerPlan,
@@ -116,7 +114,7 @@ class OnnxRuntimeTarget:
         self._need_engine()
         from backends.onnxruntime.probe import probe
 
-        return {name: np.asarray(state) for name, state in probe(folder, tokens).items()}
+        return probe(folder, tokens)
 
     def _need_engine(self) -> None:
         status = self.runtime()
