@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -119,6 +119,7 @@ def test_a_plain_value_that_is_neither(tmp_path, dtype) -> None:
     assert error.found == "the value 255"
 
 
+@settings(max_examples=25, deadline=None)  # each file is synced to disk
 @given(
     kept=st.dictionaries(
         st.text("ab.", min_size=1, max_size=6),

@@ -114,13 +114,13 @@ def test_few_zeros_are_dense() -> None:
     assert judge(kept).pattern.kind == "rows"
 
 
-@settings(max_examples=300)
+@settings(max_examples=150, deadline=None)
 @given(hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40)))
 def test_verdict_equals_the_loop(kept) -> None:
     assert judge(kept).pattern.label == slow_verdict(kept)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_near_misses_equal_the_loop(data) -> None:
     m = data.draw(st.sampled_from([4, 8, 16]))
