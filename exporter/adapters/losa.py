@@ -7,10 +7,11 @@ Format: docs/formats/losa.md.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
+
+import numpy as np
 
 from exporter.adapters.base import Adapter, BaseIdentity, Delta
 from exporter.adapters.factors import Factors, Shapes, build_delta, check_modules, group_factors
@@ -40,6 +41,7 @@ from exporter.arch.spec import DecoderSpec
 from exporter.errors import InputRefused, UsageError
 from exporter.sparsity.mask import Mask
 from exporter.store.dtypes import F32
+from exporter.store.jsonio import write_json
 from exporter.store.masks import write_masks
 from exporter.store.writer import write_safetensors
 
@@ -181,7 +183,8 @@ def write_losa(
 
     Raises:
         UsageError: `output-exists`.
-        InputRefused: `adapter-invalid` for facts or numbers outside the format.
+        InputRefused: `adapter-invalid` for facts or numbers outside the format, `adapter-shape`
+            for factors that do not fit their mask, `output-failed`.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError("output-exists", "the bundle's folder is not empty", file=folder.name)
@@ -196,17 +199,31 @@ def write_losa(
         "rank_pattern": {m: int(a.shape[0]) for m, (a, _) in sorted(factors.items())},
     }
     config = validated(LosaConfig, raw, LOSA_CONFIG)
+    _check_fits(factors, masks)
     folder.mkdir(parents=True, exist_ok=True)
     # First, so that a bundle cut short is refused and never read as a plain LoRA.
-    _write_json(folder / LOSA_CONFIG, config.model_dump(exclude_none=True))
+    write_json(folder / LOSA_CONFIG, config.model_dump(exclude_none=True))
     write_masks(folder / config.mask, sorted(masks.items(), key=lambda item: item[0]))
-    _write_json(folder / CONFIG, _peft_config(config))
+    write_json(folder / CONFIG, _peft_config(config))
     tensors = {
-        f"{PREFIX}{module}.lora_{side}.weight": values
+        f"{PREFIX}{module}.lora_{side}.weight": np.ascontiguousarray(values)
         for module, pair in sorted(factors.items())
         for side, values in zip("AB", pair, strict=True)
     }
     write_safetensors(folder / WEIGHTS, tensors)
+
+
+def _check_fits(factors: Mapping[str, tuple[F32, F32]], masks: Mapping[str, Mask]) -> None:
+    for module, (a, b) in factors.items():
+        mask = masks.get(module)
+        want = None if mask is None else (mask.out_features, mask.in_features)
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or want != (len(b), a.shape[1]):
+            raise InputRefused(
+                "adapter-shape",
+                f"A {list(a.shape)}, B {list(b.shape)}, mask {list(want) if want else 'missing'}",
+                expected="A [r, in], B [out, r] and a mask [out, in]",
+                tensor=module,
+            )
 
 
 def _peft_config(config: LosaConfig) -> dict[str, Any]:
@@ -227,8 +244,3 @@ def _peft_config(config: LosaConfig) -> dict[str, Any]:
         "rank_pattern": dict(sorted(ranks.items())),
         "alpha_pattern": {m: config.alpha * r / config.r_ref for m, r in sorted(ranks.items())},
     }
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")

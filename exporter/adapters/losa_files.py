@@ -123,9 +123,11 @@ class BundleMasks(Mapping[str, Mask]):
         """The mask of one module; `mask-invalid` where its bits break the format."""
         if module not in self._file.shapes:
             raise KeyError(module)
-        if self._held is None or self._held[0] != module:
-            self._held = (module, self._file.mask(module))
-        return self._held[1]
+        held = self._held  # read once: another thread may set it
+        if held is None or held[0] != module:
+            held = (module, self._file.mask(module))
+            self._held = held
+        return held[1]
 
     def __iter__(self) -> Iterator[str]:
         """Modules in the order of the base's linears."""

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from exporter.errors import InputRefused
 from exporter.model import RowReader
-from exporter.store.checkpoint import TensorEntry
 from exporter.store.dtypes import F32, to_float32
-from exporter.store.header import read_header
+from exporter.store.header import TensorEntry, read_stamped_header
+from exporter.store.plainfile import open_stamped, read_into, stamp_file
 
 _HELD = 4  # arrays kept at most: A and B of the module being merged, and of the one before
 _HELD_BYTES = 64 << 20  # a larger one (a replaced embedding) is not kept at all
@@ -28,40 +28,34 @@ class TensorFile:
         label: how errors name it, "adapter-folder/adapter_model.safetensors".
 
     Raises:
-        InputRefused: `input-missing`, and the header's codes.
+        InputRefused: the codes of `stamp_file` and of `read_header`.
     """
 
     def __init__(self, path: Path, label: str) -> None:
-        if not path.is_file():
-            raise InputRefused("input-missing", "the file is not there", file=label)
-        self.path = path
+        self._stamp = stamp_file(path, path.parent)
         self.label = label
-        self.entries: dict[str, TensorEntry] = dict(read_header(path).entries)
+        self.entries: dict[str, TensorEntry] = dict(read_stamped_header(self._stamp).entries)
         self._held: OrderedDict[str, F32] = OrderedDict()
 
     def raw(self, name: str, r0: int = 0, r1: int | None = None) -> NDArray[np.generic]:
         """Rows `[r0:r1]` of axis 0 in the stored dtype (scalars: whole).
 
         Raises:
-            InputRefused: `file-truncated` where the file has shrunk since its header was read.
+            InputRefused: `input-unreadable` where the file has changed since it was opened.
         """
         entry = self.entries[name]
-        shape = entry.shape
-        first, stride = entry.start, entry.end - entry.start
+        shape, start = entry.shape, entry.start
         if shape:
-            r1 = shape[0] if r1 is None else r1
-            stride = stride // shape[0] if shape[0] else 0
-            first += r0 * stride
-            stride *= r1 - r0
-            shape = (r1 - r0, *shape[1:])
-        with self.path.open("rb") as file:
-            file.seek(first, os.SEEK_SET)
-            data = file.read(stride)
-        if len(data) != stride:
-            raise InputRefused(
-                "file-truncated", "the tensor's bytes end early", file=self.label, tensor=name
-            )
-        return np.frombuffer(data, entry.dtype.numpy).reshape(shape)
+            end = shape[0] if r1 is None else r1
+            start += r0 * (entry.nbytes // max(shape[0], 1))
+            shape = (end - r0, *shape[1:])
+        stored = np.empty(shape, entry.dtype.numpy)
+        fd = open_stamped(self._stamp)
+        try:
+            read_into(fd, start, stored.reshape(-1).view(np.uint8).data, self.label)
+        finally:
+            os.close(fd)
+        return stored
 
     def rows(self, name: str) -> RowReader:
         """A reader of fresh float32 rows; holds nothing."""

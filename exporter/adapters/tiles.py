@@ -26,8 +26,8 @@ def tiles(r0: int, r1: int) -> Iterator[tuple[int, int]]:
 def zero_outside(block: F32, kept: Bools) -> None:
     """Write +0.0 into `block` `[r, in]` where `kept` is False, in place.
 
-    By bits rather than by a product: -1 * False would be -0.0, and inf * False NaN.
+    Multiplies the bits by 0 or 1, not the values: -1 * 0 would be -0.0, and inf * 0 NaN. Several
+    times faster than a masked copy.
     """
-    bits = kept.view(np.uint8).astype(np.uint32)
-    np.negative(bits, out=bits)  # 1 -> all ones, 0 -> all zeros
-    np.bitwise_and(block.view(np.uint32), bits, out=block.view(np.uint32))
+    bits = block.view(np.uint32)
+    np.multiply(bits, kept.view(np.uint8), out=bits)

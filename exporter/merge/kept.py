@@ -41,10 +41,12 @@ class KeptMasks:
         return None if self.is_dense(module) else self._read(module)
 
     def _read(self, module: str) -> Mask:
-        if self._held is None or self._held[0] != module:
-            self._held = None  # never two masks in memory
-            self._held = (module, self._checked.masks.mask(self._linears[module]))
-        return self._held[1]
+        held = self._held  # read once: another thread may set it
+        if held is None or held[0] != module:
+            held = self._held = None  # not two masks in memory
+            held = (module, self._checked.masks.mask(self._linears[module]))
+            self._held = held
+        return held[1]
 
     def check_trained_under(self, adapter: Adapter) -> None:
         """The masks that an adapter was trained under are this model's, bit for bit.

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from exporter.adapters.tiles import tiles
+from exporter.adapters.tiles import tiles, zero_outside
 from exporter.contract import Progress
 from exporter.errors import InputRefused
 from exporter.merge.rows import MergedRows
 from exporter.merge.shares import square_sum
 from exporter.model import FusedModel, FusedTensor
 from exporter.sparsity.mask import Bools
-from exporter.store.dtypes import DType, round_float32
+from exporter.store.dtypes import F32, DType
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,7 @@ def measure(
     merged weight too.
 
     Raises:
-        InputRefused: `adapter-empty` where there are deltas and none changes an element;
-            `value-overflow`.
+        InputRefused: `adapter-empty` where there are deltas and none changes an element.
     """
     merged = [(t, t.rows) for t in fused.tensors.values() if isinstance(t.rows, MergedRows)]
     figures: dict[str, dict[str, Any]] = {}
@@ -64,13 +63,15 @@ def _one(tensor: FusedTensor, rows: MergedRows, dtype: DType | None) -> ModuleFi
         block = rows.delta.rows(r0, r1)
         total += square_sum(block)
         moved = block != 0
-        if mask is not None:
-            kept = mask.rows(r0, r1)
-            lost += square_sum(block[~kept])
+        kept = None if mask is None else mask.rows(r0, r1)
+        if kept is not None:
             moved &= kept
         changed += int(np.count_nonzero(moved))
         if dtype is not None:
-            vanished += _vanished(rows, moved, r0, r1, dtype)
+            vanished += _vanished(rows, kept, block, moved, r0, dtype)
+        if kept is not None:
+            zero_outside(block, ~kept)  # what is left is dropped
+            lost += square_sum(block)
     return ModuleFigures(
         policy=rows.policy.name,
         norm=math.sqrt(total),
@@ -80,8 +81,10 @@ def _one(tensor: FusedTensor, rows: MergedRows, dtype: DType | None) -> ModuleFi
     )
 
 
-def _vanished(rows: MergedRows, moved: Bools, r0: int, r1: int, dtype: DType) -> int:
-    name = rows.base.tensor
-    before = round_float32(rows.base(r0, r1), dtype, tensor=name)
-    after = round_float32(rows(r0, r1), dtype, tensor=name)
+def _vanished(
+    rows: MergedRows, kept: Bools | None, delta: F32, moved: Bools, r0: int, dtype: DType
+) -> int:
+    weight = rows.base(r0, r0 + len(delta))
+    before = weight.astype(dtype.numpy)
+    after = rows.policy.merge(weight, kept, delta).astype(dtype.numpy)
     return int(np.count_nonzero((before == after) & moved))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from exporter.adapters.base import Adapter
-from exporter.adapters.tiles import tiles
+from exporter.adapters.tiles import tiles, zero_outside
 from exporter.contract import Progress
 from exporter.merge.base import DeltaShare
 from exporter.merge.combined import CombinedDelta, combine
@@ -51,9 +51,9 @@ def _share(module: str, delta: CombinedDelta, masks: KeptMasks) -> DeltaShare:
         block = delta.rows(r0, r1)
         total += square_sum(block)
         if mask is not None:
-            dropped = block[~mask.rows(r0, r1)]
-            lost += square_sum(dropped)
-            new += int(np.count_nonzero(dropped))
+            zero_outside(block, ~mask.rows(r0, r1))  # what is left lies outside
+            lost += square_sum(block)
+            new += int(np.count_nonzero(block))
     outside = math.sqrt(lost / total) if total else 0.0
     return DeltaShare(module, math.sqrt(total), outside, masks.density(module), new)
 

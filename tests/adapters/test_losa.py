@@ -200,6 +200,21 @@ def test_writer_refuses_facts_outside_the_format(tmp_path: Path):
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"masks": {Q0: MASKS[Q0], Q1: MASKS[Q1]}},
+        {"factors": PAIRS | {Q0: (PAIRS[Q0][0], PAIRS[Q1][1])}},
+        {"factors": PAIRS | {Q0: PAIRS[DOWN0]}},
+    ],
+)
+def test_writer_refuses_factors_that_do_not_fit(tmp_path: Path, changes: dict[str, Any]):
+    with pytest.raises(InputRefused) as caught:
+        bundle(tmp_path / "b", **changes)
+    assert caught.value.code == "adapter-shape"
+    assert not (tmp_path / "b").exists()
+
+
 def test_peft_gives_every_module_the_fixed_scale(tmp_path: Path):
     """alpha_pattern undoes PEFT's division by each module's own rank."""
     config = json.loads((bundle(tmp_path / "b") / "adapter_config.json").read_text())
