@@ -42,13 +42,13 @@ check: $(STAMP) ## Lint, format, types (pyright strict) and the import contract
 	$(BIN)/pyright
 
 bench: $(STAMP) runtime ## Time sparse against dense (SmolLM2 and 1.1 B) on DeepSparse; build/bench/*.json
-	$(BIN)/python scripts/bench.py
+	$(BIN)/python -m scripts.bench
 
 bench-memory: $(STAMP) ## Peak memory of lowering on models of 1, 2, 4 and 8 GB; needs 30 GB of disk
-	$(BIN)/python scripts/bench_memory.py
+	$(BIN)/python -m scripts.bench_memory
 
 bench-optimum: $(STAMP) ## Time and memory beside optimum-onnx 0.1.0 in an environment of its own
-	$(BIN)/python scripts/bench_optimum.py
+	$(BIN)/python -m scripts.bench_optimum
 
 clean: ## Remove what was built here (not the caches outside the repo)
 	rm -rf build .pytest_cache .ruff_cache .hypothesis *.egg-info

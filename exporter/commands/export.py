@@ -1,0 +1,138 @@
+"""`sparse-export MODEL --target NAME`: the main command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from exporter.commands.terminal import TerminalListener, interruptible, print_json
+from exporter.errors import UsageError
+from exporter.pipeline import Outcome, export
+from exporter.registry import parse_target
+from exporter.report.export import ExportReport
+from exporter.report.plan import plan_report, render_plan
+from exporter.request import AdapterRequest, ExportRequest
+
+POLICIES = "exact, mask, separate, densify"
+
+
+def export_command(
+    model: Annotated[Path, typer.Argument(help="Hugging Face folder with safetensors weights.")],
+    target: Annotated[
+        str, typer.Option("--target", "-t", help="Engine: NAME or NAME,option=value,...")
+    ],
+    adapter: Annotated[
+        list[str] | None, typer.Option("--adapter", help="Adapter folder, PATH or PATH=WEIGHT.")
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option("--masks", help="Masks file; else the zeros are the mask.")
+    ] = None,
+    on_merge: Annotated[
+        str | None, typer.Option("--on-merge", help=f"Merge policy: {POLICIES}.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Output folder [MODEL-TARGET].")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Type of the written weights; both engines take float32.")
+    ] = "float32",
+    plan: Annotated[
+        bool, typer.Option("--plan", "--dry-run", help="Say what would be done; write nothing.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="On a miss, name the first layer that differs.")
+    ] = False,
+    lower_only: Annotated[
+        bool,
+        typer.Option("--lower-only", help="Lower, measure, and throw away: for benchmarks."),
+    ] = False,
+    json_out: Annotated[bool, typer.Option("--json", help="Report as JSON on stdout.")] = False,
+) -> None:
+    """Fuse adapters into a sparse model, lower it, verify the bytes, and publish the folder."""
+    name, options = parse_target(target)
+    if dtype != "float32":
+        raise UsageError(
+            "usage",
+            f"--dtype {dtype} for target {name}",
+            expected="float32: DeepSparse computes in float32 and so does the shared graph",
+        )
+    request = ExportRequest(
+        model=model,
+        target=name,
+        output=output or model.absolute().parent / f"{model.absolute().name}-{name}",
+        target_options=options,
+        adapters=tuple(AdapterRequest.parse(a) for a in adapter or ()),
+        masks=masks,
+        policy=on_merge,
+        force=force,
+        bisect=bisect,
+        lower_only=lower_only,
+    )
+    if plan:
+        _show_plan(request, json_out)
+    else:
+        _run(request, json_out)
+
+
+def _show_plan(request: ExportRequest, json_out: bool) -> None:
+    report = plan_report(request)
+    if json_out:
+        print_json(report)
+    else:
+        render_plan(report, Console())
+
+
+def _run(request: ExportRequest, json_out: bool) -> None:
+    with interruptible(), TerminalListener(Console(stderr=True)) as listener:
+        outcome = export(request, listener)
+    if json_out:
+        print_json(_as_json(outcome))
+    elif outcome.report is not None:
+        render_outcome(outcome, request, Console())
+    else:
+        Console().print("lowered and thrown away, as asked: nothing was verified or published")
+
+
+def _as_json(outcome: Outcome) -> dict[str, object]:
+    report = outcome.report.model_dump(mode="json", by_alias=True) if outcome.report else None
+    return {"report": report, "measured": outcome.measured.model_dump(mode="json")}
+
+
+def render_outcome(outcome: Outcome, request: ExportRequest, console: Console) -> None:
+    """The table that a person reads after an export."""
+    report = outcome.report
+    if report is None:
+        return
+    for part in report.diagnostics:
+        console.print(f"{part.level}: {part.message}", markup=False)
+    table = Table(title=f"{request.model.name} -> {report.target.name}", show_header=False)
+    for row in _rows(report, outcome):
+        table.add_row(*row)
+    console.print(table)
+    console.print(f"published {request.output}", markup=False)
+
+
+def _rows(report: ExportReport, outcome: Outcome) -> list[tuple[str, str]]:
+    verification = report.verification
+    return [
+        ("linears", f"{report.model.linears}, {report.model.pattern}"),
+        (
+            "sparsity",
+            f"{report.model.sparsity:.2%} before, {report.artefact.sparsity_after:.2%} after",
+        ),
+        (
+            "adapters",
+            ", ".join(f"{a.family}, {a.modules} modules" for a in report.adapters) or "none",
+        ),
+        ("merge", str(report.merge.get("policy", "none"))),
+        ("artefact", f"{report.artefact.total_bytes / 1e6:.1f} MB"),
+        ("verified by", str(verification.get("engine", ""))),
+        ("verdict", str(verification.get("summary", ""))),
+        ("seconds", ", ".join(f"{k} {v:.1f}" for k, v in outcome.measured.seconds.items())),
+        ("peak memory", f"{outcome.measured.peak_rss_bytes / 1e6:.0f} MB (this process)"),
+    ]

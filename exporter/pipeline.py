@@ -1,0 +1,173 @@
+"""The chain: folder -> checked -> fused -> staged -> verified -> published. No step can be skipped.
+
+Each function takes the type that the one before gives back, so an unverified artefact cannot
+be published and an unchecked model cannot be fused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from exporter import registry
+from exporter.adapters.base import Adapter, BaseIdentity
+from exporter.adapters.load import load_adapter
+from exporter.artefact import StagedArtefact, VerifiedArtefact
+from exporter.check.model import check_model
+from exporter.contract import Diagnostic, LowerPlan, Progress, Target
+from exporter.errors import InputRefused
+from exporter.listener import Listener, Silent, Stopwatch
+from exporter.manifests import describe_inputs, make_manifest
+from exporter.memory import peak_rss_bytes
+from exporter.merge.fuse import fuse
+from exporter.model import CheckedModel, FusedModel
+from exporter.provenance import build_report
+from exporter.report.export import ExportReport, Measured
+from exporter.report.inspect import report_of
+from exporter.request import ExportRequest
+from exporter.store.checkpoint import Checkpoint
+from exporter.store.folder import Staging, require_space, stage
+from exporter.verify.run import verify_staged
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an export gave: the report that lies in the folder, and what this run cost."""
+
+    report: ExportReport | None  # None after --lower-only: nothing was verified or published
+    measured: Measured
+    plan: LowerPlan
+    diagnostics: tuple[Diagnostic, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is known before a byte is written."""
+
+    request: ExportRequest
+    target: Target
+    model: FusedModel
+    adapters: tuple[tuple[Adapter, float], ...]
+    diagnostics: tuple[Diagnostic, ...]
+    plan: LowerPlan
+
+
+def prepare(request: ExportRequest, watch: Stopwatch, progress: Progress | None) -> Prepared:
+    """Open, check and fuse; ask the target. Nothing is written and no tensor is kept.
+
+    Raises:
+        InputRefused: any fault of the inputs, or `target-refused`.
+        UsageError: `unknown-target`, `target-option`, `merge-policy-needed`.
+    """
+    target = registry.load_target(request.target, request.target_options)
+    with watch.stage("read headers"):
+        checkpoint = Checkpoint.open(request.model)
+    with watch.stage("check"):
+        checked = check_model(checkpoint, masks=request.masks, progress=progress)
+    with watch.stage("fuse"):
+        adapters = _read_adapters(request, checked)
+        model = fuse(checked, adapters, request.policy, progress)
+    diagnostics = tuple(target.inspect(model))
+    _stop_on_refusal(request.target, diagnostics)
+    return Prepared(request, target, model, adapters, diagnostics, target.plan(model))
+
+
+def export(request: ExportRequest, listener: Listener | None = None) -> Outcome:
+    """Carry out one export: the output folder appears whole and verified, or not at all.
+
+    Raises:
+        SparseExportError: see `exporter.errors.CATALOGUE`; nothing was published then.
+    """
+    listener = listener or Silent()
+    watch = Stopwatch(listener)
+    baseline = peak_rss_bytes()
+    with stage(request.output, inputs=request.inputs, force=request.force) as staging:
+        prepared = prepare(request, watch, listener.progress)
+        planned = sum(f.nbytes for f in prepared.plan.files)
+        require_space(request.output.absolute().parent, planned)
+        staged = _lower(prepared, staging, watch, listener.progress)
+        report = None
+        if not request.lower_only:
+            report = _verify_and_publish(prepared, staged, watch, listener)
+    prepared.model.checked.checkpoint.close()
+    return Outcome(
+        report, _measured(prepared, watch, baseline), prepared.plan, prepared.diagnostics
+    )
+
+
+def _read_adapters(
+    request: ExportRequest, checked: CheckedModel
+) -> tuple[tuple[Adapter, float], ...]:
+    checkpoint = checked.checkpoint
+    recorded = checkpoint.config.get("_name_or_path")
+    name = recorded if isinstance(recorded, str) and recorded else request.model.name
+    base = BaseIdentity(name, checkpoint.identity)
+    return tuple((load_adapter(a.path, checked.spec, base), a.weight) for a in request.adapters)
+
+
+def _stop_on_refusal(target: str, diagnostics: tuple[Diagnostic, ...]) -> None:
+    refusals = [d for d in diagnostics if d.level == "refusal"]
+    if refusals:
+        first = refusals[0]
+        raise InputRefused(
+            "target-refused",
+            f"{target}: " + "; ".join(d.message for d in refusals),
+            tensor=first.where or None,
+        )
+
+
+def _lower(
+    prepared: Prepared, staging: Staging, watch: Stopwatch, progress: Progress
+) -> StagedArtefact:
+    with watch.stage("lower"):
+        prepared.target.lower(prepared.model, staging.path, progress)
+    return StagedArtefact(staging, prepared.model, prepared.target)
+
+
+def _verify_and_publish(
+    prepared: Prepared, staged: StagedArtefact, watch: Stopwatch, listener: Listener
+) -> ExportReport:
+    with watch.stage("verify"):
+        verification = verify_staged(
+            prepared.target,
+            prepared.model,
+            staged.folder,
+            reference_opener=registry.load_reference(),
+            load_target=registry.load_target,
+            bisect=prepared.request.bisect,
+            progress=listener.progress,
+        )
+    verified = VerifiedArtefact(staged, verification)
+    with watch.stage("hash and publish"):
+        inputs = describe_inputs(prepared.request, prepared.model, listener.progress)
+        report = build_report(
+            prepared.target,
+            prepared.model,
+            prepared.adapters,
+            prepared.diagnostics,
+            staged.folder,
+            verification,
+            listener.progress,
+        )
+        verified.publish(
+            report,
+            report_of(prepared.model.checked),
+            lambda: make_manifest(prepared.target, prepared.request.policy, staged.folder, inputs),
+        )
+    return report
+
+
+def _measured(prepared: Prepared, watch: Stopwatch, baseline: int) -> Measured:
+    largest = max(_elements(t.shape) * 4 for t in prepared.model.tensors.values())
+    return Measured(
+        seconds=dict(watch.seconds),
+        peak_rss_bytes=peak_rss_bytes(),
+        baseline_rss_bytes=baseline,
+        largest_tensor_bytes=largest,
+    )
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    count = 1
+    for extent in shape:
+        count *= extent
+    return count

@@ -1,0 +1,61 @@
+"""A fused model as far as headers tell: for `--plan`, which reads no weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from exporter.adapters.base import Adapter, BaseIdentity
+from exporter.adapters.load import load_adapter
+from exporter.arch.spec import load_spec
+from exporter.check.dtypes import check_dtypes
+from exporter.check.masks import ZerosMasks
+from exporter.check.names import account
+from exporter.check.shapes import check_shapes
+from exporter.check.vocab import check_vocab
+from exporter.model import CheckedModel, FusedModel, FusedTensor, LowRank, RowReader
+from exporter.request import ExportRequest
+from exporter.store.checkpoint import Checkpoint
+
+
+def header_model(request: ExportRequest) -> FusedModel:
+    """The model's tensors by name and shape, with what the adapters would change marked.
+
+    Raises:
+        InputRefused: a fault that the headers of model or adapters show.
+    """
+    checkpoint = Checkpoint.open(request.model)
+    checked = _checked(checkpoint)
+    base = BaseIdentity(request.model.name, checkpoint.identity)
+    adapters = [load_adapter(a.path, checked.spec, base) for a in request.adapters]
+    separate = request.policy == "separate"
+    changed = {f"{module}.weight" for a in adapters for module in a.deltas}
+    changed |= {r.tensor for a in adapters for r in a.replacements}
+    tensors = {
+        name: FusedTensor(name, shape, _reader(checkpoint, name), changed=name in changed)
+        for name, shape in checked.spec.tensors().items()
+    }
+    branches = _branches(adapters) if separate else {}
+    return FusedModel(checked, tensors, branches, checked.spec.tied, {"policy": request.policy})
+
+
+def _checked(checkpoint: Checkpoint) -> CheckedModel:
+    spec = load_spec(checkpoint.config)
+    check_dtypes(checkpoint)
+    dropped = account(checkpoint, spec)
+    check_vocab(checkpoint, spec)
+    check_shapes(checkpoint, spec)
+    return CheckedModel(checkpoint, spec, {}, ZerosMasks(checkpoint), spec.tied, dropped)
+
+
+def _reader(checkpoint: Checkpoint, name: str) -> RowReader:
+    return lambda r0, r1: checkpoint.rows(name, r0, r1)
+
+
+def _branches(adapters: Iterable[Adapter]) -> dict[str, LowRank]:
+    found: dict[str, LowRank] = {}
+    for adapter in adapters:
+        for module, delta in adapter.deltas.items():
+            branch = delta.low_rank()
+            if branch is not None:
+                found[module] = branch
+    return found

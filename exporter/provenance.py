@@ -1,0 +1,112 @@
+"""What goes into report.json. No time, no path, no name of a folder, user or host."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from exporter import __version__
+from exporter.adapters.base import Adapter
+from exporter.contract import Diagnostic, Progress, Target
+from exporter.merge.measure import measure
+from exporter.model import FusedModel
+from exporter.report.export import (
+    AdapterPart,
+    ArtefactPart,
+    DiagnosticPart,
+    ExportReport,
+    ModelPart,
+    TargetPart,
+)
+from exporter.sparsity.pattern import model_pattern
+from exporter.verify.result import VerifyReport
+
+
+def target_options(target: Target) -> dict[str, Any]:
+    """The options of a target, which are the fields of its dataclass."""
+    if not dataclasses.is_dataclass(target) or isinstance(target, type):
+        return {}
+    return {f.name: getattr(target, f.name) for f in dataclasses.fields(target) if f.init}
+
+
+def build_report(
+    target: Target,
+    model: FusedModel,
+    adapters: Sequence[tuple[Adapter, float]],
+    diagnostics: Sequence[Diagnostic],
+    folder: Path,
+    verification: VerifyReport,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """The report of a verified artefact in `folder`; equal inputs give equal reports."""
+    structure = verification.structure
+    merge = {**model.record, "figures": measure(model, progress=progress)}
+    return ExportReport(
+        tool=f"sparse-export {__version__}",
+        target=_target_part(target),
+        model=_model_part(model),
+        adapters=tuple(_adapter_part(a, w) for a, w in adapters),
+        merge=merge,
+        diagnostics=tuple(DiagnosticPart(**dataclasses.asdict(d)) for d in diagnostics),
+        artefact=ArtefactPart(
+            files=file_sizes(folder),
+            tensor_bytes=structure.tensor_bytes if structure else 0,
+            total_bytes=sum(file_sizes(folder).values()),
+            sparsity_after=_sparsity_after(model, structure.zeros if structure else 0),
+        ),
+        verification=verification.model_dump(mode="json"),
+    )
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file, by its name relative to the artefact, sorted."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): p.stat().st_size for p in files}
+
+
+def _sparsity_after(model: FusedModel, zeros: int) -> float:
+    weights = sum(p.out_features * p.in_features for p in model.checked.patterns.values())
+    return zeros / weights if weights else 0.0
+
+
+def _target_part(target: Target) -> TargetPart:
+    window = target.window
+    return TargetPart(
+        name=target.name,
+        options=target_options(target),
+        engine=window.engine,
+        versions=window.versions,
+        python=window.python,
+        hardware=window.hardware,
+        licence=window.licence,
+    )
+
+
+def _model_part(model: FusedModel) -> ModelPart:
+    checked = model.checked
+    patterns = list(checked.patterns.values())
+    weights = sum(p.out_features * p.in_features for p in patterns)
+    kept = sum(p.kept for p in patterns)
+    return ModelPart(
+        family=model.spec.family,
+        layers=model.spec.layers,
+        linears=len(patterns),
+        sparsity=1.0 - kept / weights if weights else 0.0,
+        pattern=str(model_pattern(patterns)),
+        tied_head=model.tied,
+        mask_origin=checked.masks.origin,
+        dropped=checked.dropped,
+    )
+
+
+def _adapter_part(adapter: Adapter, weight: float) -> AdapterPart:
+    facts: Mapping[str, Any] = adapter.facts
+    return AdapterPart(
+        family=adapter.family,
+        weight=weight,
+        modules=len(adapter.deltas),
+        tensors_used=adapter.tensors_used,
+        facts=facts,
+    )

@@ -1,0 +1,91 @@
+"""The report of one export: what went in, what was done, what was proved. No time, no host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA = 1
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TargetPart(_Frozen):
+    """The target, its options and the engine versions that the artefact is meant for."""
+
+    name: str
+    options: Mapping[str, Any]
+    engine: str
+    versions: str
+    python: str
+    hardware: str
+    licence: str
+
+
+class ModelPart(_Frozen):
+    """The base model; folders stay unnamed, the manifest's digests tell them apart."""
+
+    family: str
+    layers: int
+    linears: int
+    sparsity: float
+    pattern: str
+    tied_head: bool
+    mask_origin: str
+    dropped: Mapping[str, str]
+
+
+class AdapterPart(_Frozen):
+    """One adapter as it was applied, in the order given."""
+
+    family: str
+    weight: float
+    modules: int
+    tensors_used: int
+    facts: Mapping[str, Any]
+
+
+class DiagnosticPart(_Frozen):
+    """What the target said before anything was written."""
+
+    level: Literal["note", "warning", "refusal"]
+    message: str
+    where: str
+
+
+class ArtefactPart(_Frozen):
+    """What was written."""
+
+    files: Mapping[str, int]  # name -> bytes
+    tensor_bytes: int
+    total_bytes: int
+    sparsity_after: float
+
+
+class ExportReport(_Frozen):
+    """`report.json` of an artefact. Equal inputs give equal reports."""
+
+    schema_version: int = Field(default=SCHEMA, alias="schema", serialization_alias="schema")
+    tool: str
+    target: TargetPart
+    model: ModelPart
+    adapters: tuple[AdapterPart, ...]
+    merge: Mapping[str, Any]
+    diagnostics: tuple[DiagnosticPart, ...]
+    artefact: ArtefactPart
+    verification: Mapping[str, Any]
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Measured(_Frozen):
+    """What this run cost; printed and in `--json`, never in the folder."""
+
+    seconds: Mapping[str, float]  # per stage
+    peak_rss_bytes: int  # of this process, engines apart
+    baseline_rss_bytes: int  # after the imports, before the first tensor
+    largest_tensor_bytes: int  # float32

@@ -1,0 +1,83 @@
+"""`--plan`: what an export would do, from headers alone. Reads no weight and writes nothing."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from exporter import registry
+from exporter.contract import Diagnostic, LowerPlan, RuntimeStatus
+from exporter.planning import header_model
+from exporter.request import ExportRequest
+
+SCHEMA = 1
+
+
+def plan_report(request: ExportRequest) -> dict[str, Any]:
+    """Files, bytes, memory and disk, the action per tensor, and the verdict on the engine here.
+
+    Raises:
+        InputRefused: a fault that headers show.
+        UsageError: `unknown-target`, `target-option`.
+    """
+    target = registry.load_target(request.target, request.target_options)
+    model = header_model(request)
+    plan = target.plan(model)
+    free = shutil.disk_usage(request.output.absolute().parent).free
+    return {
+        "schema": SCHEMA,
+        "target": request.target,
+        "runtime": _runtime(target.runtime()),
+        "files": {f.name: f.nbytes for f in plan.files},
+        "total_bytes": sum(f.nbytes for f in plan.files),
+        "peak_bytes": plan.peak_bytes,
+        "disk_free_bytes": free,
+        "fits_on_disk": sum(f.nbytes for f in plan.files) <= free,
+        "tensors": _tensors(model.tensors, plan),
+        "diagnostics": [_diagnostic(d) for d in target.inspect(model)],
+    }
+
+
+def _tensors(tensors: Any, plan: LowerPlan) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "shape": list(tensor.shape),
+            "action": plan.actions.get(name, "merged" if tensor.changed else "copied"),
+        }
+        for name, tensor in tensors.items()
+    ]
+
+
+def _runtime(status: RuntimeStatus) -> dict[str, Any]:
+    return {"available": status.available, "reason": status.reason, "version": status.version}
+
+
+def _diagnostic(item: Diagnostic) -> dict[str, str]:
+    return {"level": item.level, "message": item.message, "where": item.where}
+
+
+def render_plan(report: dict[str, Any], console: Console) -> None:
+    """The plan for people."""
+    files = Table("file", "MB", title=f"plan for {report['target']}")
+    for name, nbytes in report["files"].items():
+        files.add_row(name, f"{nbytes / 1e6:.2f}")
+    console.print(files)
+    changed = sum(t["action"] != "copied" for t in report["tensors"])
+    console.print(f"{len(report['tensors'])} tensors, {changed} of them changed by adapters")
+    console.print(f"memory: about {report['peak_bytes'] / 1e6:.0f} MB above the interpreter's own")
+    fits = "fits" if report["fits_on_disk"] else "DOES NOT FIT"
+    console.print(
+        f"disk: {report['total_bytes'] / 1e6:.0f} MB needed, {fits} "
+        f"({report['disk_free_bytes'] / 1e6:.0f} MB free)"
+    )
+    runtime = report["runtime"]
+    console.print(
+        f"engine here: {'can' if runtime['available'] else 'cannot'} run it ({runtime['reason']})",
+        markup=False,
+    )
+    for item in report["diagnostics"]:
+        console.print(f"{item['level']}: {item['message']}", markup=False)
