@@ -14,7 +14,7 @@ METRICS = ("decode", "prefill", "ttft")
 
 
 def speed_plot_svg(results: list[AbResult]) -> str:
-    """One row of two panels for each result; an `<svg>` element without external references.
+    """One row of three panels for each result; an `<svg>` element without external references.
 
     Raises:
         UsageError: `usage` where matplotlib is not installed.
@@ -27,10 +27,11 @@ def speed_plot_svg(results: list[AbResult]) -> str:
     with rc_context({"svg.hashsalt": "sparse-bench", "svg.fonttype": "path"}):
         figure = figure_class(figsize=(9.0, 2.6 * len(results)), layout="constrained")
         canvas_class(figure)
-        axes = figure.subplots(len(results), 2, squeeze=False, width_ratios=(3, 2))
+        axes = figure.subplots(len(results), 3, squeeze=False, width_ratios=(5, 2, 2))
         for row, result in zip(axes, results, strict=True):
             _ratio_panel(row[0], result)
-            _rate_panel(row[1], result)
+            _rate_panel(row[1], result, "decode")
+            _rate_panel(row[2], result, "prefill")
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return _inline(out.getvalue())
@@ -46,7 +47,7 @@ def _ratio_panel(axes: Any, result: AbResult) -> None:
     for y, metric in enumerate(METRICS):
         interval = getattr(result.speedup, metric)
         dots = round_speedups(result, metric)
-        axes.plot(dots, [y + 0.18] * len(dots), ".", color=SPARSE_COLOUR, alpha=0.45)
+        axes.plot(dots, [y - 0.2] * len(dots), ".", color=SPARSE_COLOUR, alpha=0.45)
         axes.plot([interval.low, interval.high], [y, y], color=SPARSE_COLOUR, linewidth=3)
         axes.plot([interval.median], [y], "D", color=SPARSE_COLOUR)
         axes.annotate(
@@ -55,24 +56,20 @@ def _ratio_panel(axes: Any, result: AbResult) -> None:
         )  # fmt: skip
     axes.axvline(1.0, color=DENSE_COLOUR, linewidth=1, linestyle="--")
     axes.set_yticks(range(len(METRICS)), ["decode", "prefill", "TTFT"])
-    axes.set_ylim(-0.6, len(METRICS) - 0.4)
+    axes.set_ylim(len(METRICS) - 0.4, -0.6)  # decode on top
     axes.set_xlabel("speedup over dense (right of 1: sparse is faster)", fontsize=8)
     axes.set_title(result.title, loc="left", fontsize=9)
 
 
-def _rate_panel(axes: Any, result: AbResult) -> None:
-    names = ("decode", "prefill")
-    for shift, side, colour in ((-0.2, result.dense, DENSE_COLOUR),
-                                (0.2, result.sparse, SPARSE_COLOUR)):  # fmt: skip
-        intervals = [getattr(side, f"{n}_tokens_per_second") for n in names]
-        medians = [i.median for i in intervals]
-        spans = [[i.median - i.low for i in intervals], [i.high - i.median for i in intervals]]
-        label = "dense" if shift < 0 else "sparse"
-        at = [y + shift for y in range(len(names))]
-        axes.barh(at, medians, height=0.36, xerr=spans, color=colour, label=label)
-    axes.set_yticks(range(len(names)), list(names))
-    axes.set_xlabel("tokens/s", fontsize=8)
-    axes.legend(fontsize=7, loc="best")
+def _rate_panel(axes: Any, result: AbResult, metric: str) -> None:
+    sides = (("dense", result.dense, DENSE_COLOUR), ("sparse", result.sparse, SPARSE_COLOUR))
+    for y, (_, side, colour) in enumerate(sides):
+        rate = getattr(side, f"{metric}_tokens_per_second")
+        span = [[rate.median - rate.low], [rate.high - rate.median]]
+        axes.barh([y], [rate.median], height=0.6, xerr=span, color=colour)
+    axes.set_yticks(range(len(sides)), [name for name, _, _ in sides])
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{metric}, tokens/s", fontsize=8)
 
 
 def _inline(svg: str) -> str:
