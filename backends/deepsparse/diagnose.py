@@ -13,6 +13,9 @@ from exporter.arch.spec import DecoderSpec
 from exporter.model import FusedModel
 
 TESTED_BYTES = 1 << 31
+# Measured over all widths from 17 to 129 and some larger: from 0.41 zeros on, silently wrong.
+SPARSE_GRANULE = 16
+SPARSE_FROM = 0.3
 # Chains of 6 MatMuls 2048x5632, 70 % zeros against dense; docs/reference/deepsparse.md.
 _SPEED = {
     "avx2": Diagnostic(
@@ -52,15 +55,24 @@ def diagnose(model: FusedModel, settings: Settings, data_bytes: int) -> Iterator
                 )
 
 
-def refuse(spec: DecoderSpec) -> Diagnostic | None:
-    """Why no settings at all would do, or None."""
-    if longest(spec):
-        return None
-    return Diagnostic(
-        "refusal",
-        f"the model attends over {spec.full_context} tokens; DeepSparse's cache works in "
-        f"multiples of {GRANULE}",
-    )
+def refusals(model: FusedModel) -> Iterator[Diagnostic]:
+    """Why DeepSparse would not compute this model, or not rightly."""
+    spec = model.spec
+    if not longest(spec):
+        yield Diagnostic(
+            "refusal",
+            f"the model attends over {spec.full_context} tokens; DeepSparse's cache works in "
+            f"multiples of {GRANULE}",
+        )
+    for module, pattern in model.checked.patterns.items():
+        if pattern.in_features % SPARSE_GRANULE and pattern.sparsity >= SPARSE_FROM:
+            yield Diagnostic(
+                "refusal",
+                f"{pattern.in_features} inputs and {pattern.sparsity:.0%} zeros: DeepSparse's "
+                f"sparse kernels answer wrongly where the inputs are no multiple of "
+                f"{SPARSE_GRANULE}",
+                module,
+            )
 
 
 def _lengths(spec: DecoderSpec, settings: Settings) -> Iterator[Diagnostic]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,10 +21,8 @@ from backends.base import (
     Tolerance,
 )
 from backends.decoder_graph.files import plan_companions, write_companions
-from backends.decoder_graph.lower import lower_decoder, plan_decoder
 from backends.decoder_graph.options import GraphOptions
-from backends.decoder_graph.read_back import read_back
-from backends.deepsparse.diagnose import diagnose, refuse
+from backends.deepsparse.diagnose import diagnose, refusals
 from backends.deepsparse.runtime import LICENCE, RUNTIME, WORKER
 from backends.deepsparse.settings import (
     SETTINGS_FILE,
@@ -35,7 +34,7 @@ from backends.deepsparse.settings import (
 )
 from backends.deepsparse.tokenizer import rewrites
 from backends.process.client import ProcessSession
-from exporter.errors import UsageError
+from exporter.errors import EngineUnfit, UsageError
 from exporter.model import FusedModel
 from exporter.store.dtypes import F32
 from exporter.store.writer import RawWriter
@@ -92,21 +91,24 @@ class DeepSparseTarget:
         Raises:
             UsageError: `target-option`.
         """
-        refusal = refuse(model.spec)
-        if refusal:
-            return [refusal]
-        plan = plan_decoder(model, self._graph(model))
+        refused = list(refusals(model))
+        if refused:
+            return refused
+        plan = self._plan(model)
         nbytes = max(file.nbytes for file in plan.files)
         return list(diagnose(model, self._settings(model), nbytes))
 
     def plan(self, model: FusedModel) -> LowerPlan:
         """As `Target.plan`."""
-        plan = plan_decoder(model, self._graph(model))
+        plan = self._plan(model)
         settings = PlannedFile(SETTINGS_FILE, len(self._settings(model).as_json()))
         return replace(plan, files=(*plan.files, *plan_companions(model), settings))
 
     def lower(self, model: FusedModel, staging: Path, progress: Progress) -> None:
         """Write model.onnx, model.data, config, tokenizer files and `deepsparse.json`."""
+        _need_onnx()
+        from backends.decoder_graph.lower import lower_decoder
+
         lower_decoder(model, staging, self._graph(model), progress)
         write_companions(model, staging)
         for name, rewrite in rewrites().items():
@@ -119,6 +121,9 @@ class DeepSparseTarget:
 
     def read_back(self, folder: Path) -> Iterable[StoredTensor]:
         """As `Target.read_back`."""
+        _need_onnx()
+        from backends.decoder_graph.read_back import read_back
+
         return read_back(folder)
 
     def open(self, folder: Path, *, threads: int | None = None) -> Session:
@@ -141,9 +146,15 @@ class DeepSparseTarget:
 
     def probe(self, folder: Path, tokens: Sequence[int]) -> Mapping[str, F32]:
         """As `Target.probe`, in onnxruntime: DeepSparse shows no value inside its graph."""
-        from backends.onnxruntime.probe import probe
+        from backends.onnxruntime.target import OnnxRuntimeTarget
 
-        return probe(folder, tokens)
+        return OnnxRuntimeTarget().probe(folder, tokens)
+
+    def _plan(self, model: FusedModel) -> LowerPlan:
+        _need_onnx()
+        from backends.decoder_graph.lower import plan_decoder
+
+        return plan_decoder(model, self._graph(model))
 
     def _settings(self, model: FusedModel) -> Settings:
         return resolve(model.spec, self.sequence_length, self.prefill_chunk, self.cache)
@@ -160,6 +171,12 @@ class DeepSparseTarget:
             found = f"sequence_length={length}, prefill_chunk={chunk}"
             raise UsageError("target-option", found, expected=f"what fits {made}")
         return Settings(length, chunk, internal)
+
+
+def _need_onnx() -> None:
+    if importlib.util.find_spec("onnx") is None:
+        text = "onnx is not installed: pip install 'sparse-export[onnx]'"
+        raise EngineUnfit("engine-missing", text)
 
 
 def _write(path: Path, data: bytes) -> None:
