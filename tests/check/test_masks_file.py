@@ -181,3 +181,22 @@ def test_a_file_cut_short_after_its_header_was_read(tmp_path) -> None:
         for module in SHAPES:
             file.mask(module)
     assert caught.value.code == "input-unreadable"
+
+
+def test_the_safetensors_library_can_write_one_and_metadata_is_not_read(tmp_path) -> None:
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "m.safetensors"
+    save_file(packed(), path, metadata={"format": "unpacked", "density": "0.9"})
+    file = MasksFile.open(path, SHAPES)
+    assert is_kept({m: file.mask(m) for m in SHAPES})
+
+
+def test_modules_stay_in_the_order_given(tmp_path) -> None:
+    for order in (list(KEPT), list(KEPT)[::-1]):
+        path = tmp_path / order[0]
+        write_masks(path, [(m, Mask.from_bool(KEPT[m])) for m in order])
+        header = path.read_bytes()
+        assert [header.index(m.encode()) for m in order] == sorted(
+            header.index(m.encode()) for m in order
+        )

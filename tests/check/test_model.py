@@ -10,6 +10,7 @@ import pytest
 from exporter.check.model import check_model
 from exporter.errors import InputRefused
 from exporter.sparsity.mask import Mask
+from exporter.store.checkpoint import Checkpoint
 from tests.check.folder import (
     BF16,
     LINEARS,
@@ -21,6 +22,7 @@ from tests.check.folder import (
     write_model,
 )
 from tests.sparsity.slow import prune_nm
+from tests.tiny import KINDS, save_tiny
 
 
 def pruned(n: int = 2, m: int = 4) -> tuple[dict, dict]:
@@ -150,3 +152,12 @@ def test_memory_does_not_follow_the_model(tmp_path, monkeypatch) -> None:
 
     peak(1)
     assert peak(12) < peak(2) + 500_000
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_as_transformers_saves_them(tmp_path, kind) -> None:
+    folder = save_tiny(kind, tmp_path, dtype="bfloat16", sparsity=0.7, shard="50KB")
+    checked = check_model(Checkpoint.open(folder))
+    assert {p.pattern.kind for p in checked.patterns.values()} == {"unstructured"}
+    assert len(checked.patterns) == 7 * checked.spec.layers
+    assert (checked.dropped, checked.notes) == ({}, ())

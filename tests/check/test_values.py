@@ -5,7 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -32,6 +32,7 @@ def slow_counts(block: np.ndarray) -> ValueCounts:
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
+@settings(deadline=None)
 @given(data=st.data())
 def test_scan_equals_float64_on_any_bits(dtype, data) -> None:
     unsigned = UNSIGNED[dtype.itemsize]

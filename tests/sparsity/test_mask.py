@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -15,6 +15,7 @@ from exporter.sparsity.mask import Mask
 BOOLS = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, max_side=41))
 
 
+@settings(deadline=None)
 @given(BOOLS, st.integers(0, 41), st.integers(0, 41), st.integers(1, 7))
 def test_rows_give_back_what_was_packed(kept, r0, r1, step) -> None:
     mask = Mask.from_bool(kept)
@@ -33,6 +34,7 @@ def test_first_column_is_the_highest_bit() -> None:
     assert Mask.from_bool(kept).bits.tolist() == [[0b1000_0000, 0b0100_0000]]
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_contains_is_subset(data) -> None:
     a = data.draw(BOOLS)
@@ -41,6 +43,7 @@ def test_contains_is_subset(data) -> None:
     assert Mask.from_bool(a | b).contains(Mask.from_bool(b))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_equality_and_digest_agree(data) -> None:
     a = data.draw(BOOLS)

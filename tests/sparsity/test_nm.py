@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -30,11 +30,13 @@ def test_every_byte_is_counted_right() -> None:
     assert group_counts(every, 4).tolist() == halves
 
 
+@settings(deadline=None)
 @given(BOOLS)
 def test_group_max_equals_the_loop(kept) -> None:
     assert group_max(Mask.from_bool(kept).bits) == slow_group_max(kept)
 
 
+@settings(deadline=None)
 @given(BOOLS, st.sampled_from(GROUPS))
 def test_group_counts_equal_the_loop(kept, m) -> None:
     counts = group_counts(Mask.from_bool(kept).bits, m)
@@ -43,11 +45,13 @@ def test_group_counts_equal_the_loop(kept, m) -> None:
     assert not counts[:, groups:].any()
 
 
+@settings(deadline=None)
 @given(BOOLS, st.sampled_from(GROUPS), st.integers(0, 16))
 def test_first_violation_equals_the_loop(kept, m, n) -> None:
     assert first_violation(Mask.from_bool(kept), n, m) == slow_first_violation(kept, n, m)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 70), st.sampled_from(GROUPS), st.integers(0, 16))
 def test_capacity_is_the_sum_over_groups(width, m, n) -> None:
     groups = [min(m, width - c) for c in range(0, width, m)]

@@ -133,6 +133,7 @@ def test_near_misses_equal_the_loop(data) -> None:
     assert judge(kept).pattern.label == slow_verdict(kept)
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.bool_, (17, 21)), st.integers(1, 20))
 def test_blocks_do_not_change_the_counts(kept, step) -> None:
     mask = Mask.from_bool(kept)
