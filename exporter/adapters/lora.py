@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from exporter.adapters.base import Adapter, BaseIdentity, Delta
+from exporter.adapters.biases import bias_additions, check_biases
 from exporter.adapters.factors import (
     Factors,
     Shapes,
@@ -25,10 +26,7 @@ from exporter.adapters.lora_config import LoraConfig, parse_lora_config
 from exporter.adapters.peft_files import PeftFolder, open_peft, peft_type
 from exporter.adapters.replacements import (
     Replaced,
-    bias_additions,
-    check_biases,
     read_replacements,
-    tied_head_carries_lora,
 )
 from exporter.arch.spec import DecoderSpec
 from exporter.errors import InputRefused
@@ -102,7 +100,7 @@ def _check_targets(
 ) -> None:
     """The config's targets and the file's modules are the same set."""
     head = head_module(spec)
-    if tied_head_carries_lora(factors, spec):
+    if spec.tied and head in factors:
         raise InputRefused(
             "adapter-option",
             "a LoRA on a head that is the embedding: the base ties them, the result would not",

@@ -45,7 +45,7 @@ def fuse(
         checked: the base.
         adapters: adapters read for this base, and the factor of each.
         policy: name of a merge policy; None leaves only the exact merge.
-        progress: called while masks are compared and deltas measured.
+        progress: called for each module while policies are chosen.
 
     Raises:
         UsageError: `merge-policy-needed` (with `.shares`), `usage`.

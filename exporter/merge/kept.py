@@ -66,5 +66,7 @@ class KeptMasks:
                 f"kept here it prunes {wider}, and it keeps {narrower} that are zero here",
                 expected="the mask of this base",
                 tensor=module,
-                hint="Give the sparse base that the adapter was trained on.",
+                hint="Give the sparse base that the adapter was trained on."
+                if wider
+                else "The base has zeros on kept positions: give its mask file with --masks.",
             )

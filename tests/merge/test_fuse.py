@@ -177,6 +177,17 @@ def test_losa_under_another_mask():
     assert f"keeps {np.count_nonzero(trained & ~own)}" in error.found
 
 
+def test_losa_on_a_base_with_a_zero_on_a_kept_position():
+    """Only a masks file can tell it from a pruned one, and the hint says so."""
+    checked = make_model()
+    adapter = losa(checked, Q0)
+    weight = tensors_of(checked)[f"{Q0}.weight"]
+    weight[tuple(np.argwhere(weight != 0)[0])] = 0.0
+    with pytest.raises(InputRefused) as caught:
+        fuse(checked, [(adapter, 1.0)])
+    assert (caught.value.code, "--masks" in caught.value.hint) == ("mask-mismatch", True)
+
+
 # --- replacements and ties -------------------------------------------------------------------
 
 
