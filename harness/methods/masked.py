@@ -21,7 +21,8 @@ def _blocks(weight: Tensor) -> range:
 
 
 def _merged(weight: Tensor, kept: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    return torch.addmm(weight, b, a, alpha=scale).mul_(kept)
+    # torch multiplies by uint8 three times as fast as by bool; the bytes are the same.
+    return torch.addmm(weight, b, a, alpha=scale).mul_(kept.view(torch.uint8))
 
 
 class MaskedLora(torch.autograd.Function):
@@ -55,7 +56,7 @@ class MaskedLora(torch.autograd.Function):
         for r0 in blocks:
             r = slice(r0, r0 + blocks.step)
             dyr = dy[:, r]
-            g = torch.mm(dyr.t(), flat).mul_(kept[r])
+            g = torch.mm(dyr.t(), flat).mul_(kept[r].view(torch.uint8))
             torch.mm(g, a.t(), out=db[r])
             da.addmm_(b[r].t(), g)
             if dx is not None:
