@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,7 @@ def choose_runner(target: Target, load_target: LoadTarget | None) -> Runner:
 
 
 @contextmanager
-def opened(target: Target, folder: Path) -> Iterator[Session]:
+def opened(target: Target, folder: Path) -> Generator[Session, None, None]:
     """A session of `target`, closed at the end whatever happens."""
     session = target.open(folder)
     try:

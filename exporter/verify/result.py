@@ -88,14 +88,14 @@ class StructureResult(_Frozen):
 
     tensors: int
     compared_values: int  # bit for bit with the fused model; 0 where the source is not at hand
-    linears: int  # whose zeros were compared with the mask
+    linears: int  # whose zeros were compared with their mask
     zeros: int  # outside the masks, all exactly +0.0
     kept_zeros: int  # zero by value though kept by the mask
+    zero_values: int  # equal to zero over all linears, whether they have a mask or not
     tensor_bytes: int
     file_bytes: int  # of the files that hold the tensors
     ratio: Figure  # file_bytes / tensor_bytes
     files: tuple[str, ...]
-    code: Literal["verify-structure", "verify-hash"] = "verify-structure"  # of the failures
     failures: tuple[str, ...] = ()
 
 
@@ -129,7 +129,7 @@ class Verdict(_Frozen):
     """Pass or fail, and why; `code` is of `errors.CATALOGUE`."""
 
     passed: bool
-    code: Literal["verify-structure", "verify-hash", "verify-numbers"] | None = None
+    code: Literal["verify-structure", "verify-numbers"] | None = None
     failures: tuple[str, ...] = ()
 
 

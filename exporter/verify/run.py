@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -110,7 +110,7 @@ def _recorded(
     limit: int,
     reference_opener: ReferenceOpener,
     progress: Progress | None,
-) -> Iterator[tuple[SelfTest, Truth]]:
+) -> Generator[tuple[SelfTest, Truth], None, None]:
     """The reference's answers, written to the folder and read back; it is closed by then."""
     prompts = make_prompts(_tokenizer(model, folder), model.spec.vocab, limit)
     spill = Spill(folder.absolute().parent, model.spec.vocab)

@@ -1,7 +1,7 @@
 """`selftest.safetensors`: prompts and what the float32 reference answered, kept small.
 
 All logits of a model would outweigh it, so each position keeps its best 32, the log-sum-exp and
-the largest magnitude; only the last position of prefill and of decode keeps the whole row.
+the largest magnitude; whole rows stay only for the last prompt, one of prefill, one of decode.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class SelfTest:
     top_logits: F32  # [N, K]
     logsumexp: F32  # [N]
     peak: F32  # [N], largest absolute logit
-    last_prefill: F32  # [P, V]
-    last_decode: F32  # [P, V]
+    last_prefill: F32  # [V], whole row of the last prompt's last token
+    last_decode: F32  # [V], whole row of its last decode step
     cache_gap: float  # cached decode against one prefill, largest relative error
 
     def start(self, prompt: int) -> int:
@@ -53,7 +53,7 @@ class SelfTest:
     @property
     def vocab(self) -> int:
         """Width of a row of logits."""
-        return self.last_prefill.shape[1]
+        return len(self.last_prefill)
 
 
 class LogitsSink(Protocol):
@@ -83,7 +83,9 @@ def record(
             cached decode and its prefill of the same tokens disagree.
     """
     rows: list[tuple[I32, F32, F32, F32]] = []
-    greedy, prefill, decode, gaps = [], [], [], []
+    greedy: list[tuple[int, ...]] = []
+    gaps: list[float] = []
+    logits = steps = np.zeros((0, 0), dtype=np.float32)
     for i, tokens in enumerate(prompts.tokens):
         sink.begin_prompt()
         logits = _finite(reference.prefill(tokens), i)
@@ -92,8 +94,6 @@ def record(
             sink.add(block)
             rows.append(_summary(block))
         greedy.append(answer)
-        prefill.append(logits[-1].copy())
-        decode.append(steps[-1].copy())
         if i in (0, len(prompts.tokens) - 1):  # the shortest and the longest say enough
             gaps.append(_cache_gap(reference, (*tokens, *answer[:-1]), steps, i))
         if progress is not None:
@@ -106,8 +106,8 @@ def record(
         top_logits=tops,
         logsumexp=lse,
         peak=peak,
-        last_prefill=np.stack(prefill),
-        last_decode=np.stack(decode),
+        last_prefill=logits[-1].copy(),
+        last_decode=steps[-1].copy(),
         cache_gap=max(gaps),
     )
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.errors import SparseExportError, VerificationFailed
+from exporter.errors import InputRefused, VerificationFailed
 from exporter.store.dtypes import DType
-from exporter.store.header import Header, read_header
+from exporter.store.header import Header, TensorEntry, read_header
+from exporter.store.plainfile import open_plain, read_at
 from exporter.store.writer import write_safetensors
 from exporter.verify.prompts import Prompts
 from exporter.verify.result import round_figure
@@ -63,12 +65,12 @@ def read_selftest(path: Path) -> SelfTest:
     """
     try:
         header = read_header(path)
-    except SparseExportError as error:
+        _check_header(header)
+        parts = {name: _load(path, header.entries[name]) for name in _DTYPES}
+    except InputRefused as error:
         raise VerificationFailed(
             error.code, error.found, expected=error.expected, file=NAME, tensor=error.tensor
         ) from None
-    _check_header(header)
-    parts = {name: _load(path, header, name) for name in _DTYPES}
     kind, gap = _metadata(header)
     lengths, greedy = parts["prompt_lengths"], parts["greedy"]
     if lengths.min() < 1 or lengths.sum() != len(parts["prompt_tokens"]):
@@ -91,18 +93,17 @@ def _check_header(header: Header) -> None:
     shape = {name: entry.shape for name, entry in header.entries.items()}
     if any(len(shape[n]) != 1 for n in ("prompt_tokens", "prompt_lengths")):
         _refuse("prompts of more than one axis", "prompt_tokens")
-    if len(shape["greedy"]) != 2 or len(shape["top_ids"]) != 2 or len(shape["last_prefill"]) != 2:
-        _refuse("a table that has not two axes", "greedy")
+    if len(shape["greedy"]) != 2 or len(shape["top_ids"]) != 2 or len(shape["last_prefill"]) != 1:
+        _refuse("a table with too few or too many axes", "greedy")
     count, new = shape["prompt_lengths"][0], shape["greedy"][1]
     rows, top = shape["top_ids"]
-    vocab = shape["last_prefill"][1]
+    vocab = shape["last_prefill"][0]
     want = {
         "greedy": (count, new),
         "top_logits": (rows, top),
         "logsumexp": (rows,),
         "peak": (rows,),
-        "last_prefill": (count, vocab),
-        "last_decode": (count, vocab),
+        "last_decode": (vocab,),
     }
     for name, expected in want.items():
         if shape[name] != expected:
@@ -113,11 +114,13 @@ def _check_header(header: Header) -> None:
         _refuse(f"{rows} rows of logits", "top_ids", "one for each token fed")
 
 
-def _load(path: Path, header: Header, name: str) -> NDArray[Any]:
-    entry = header.entries[name]
-    count = entry.nbytes // entry.dtype.nbytes
-    values = np.fromfile(path, dtype=entry.dtype.numpy, count=count, offset=entry.start)
-    return values.reshape(entry.shape)
+def _load(path: Path, entry: TensorEntry) -> NDArray[Any]:
+    fd = open_plain(path, NAME)
+    try:
+        raw = read_at(fd, entry.start, entry.nbytes, NAME)
+    finally:
+        os.close(fd)
+    return np.frombuffer(raw, dtype=entry.dtype.numpy).reshape(entry.shape)
 
 
 def _metadata(header: Header) -> tuple[Literal["text", "random ids"], float]:

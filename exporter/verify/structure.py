@@ -35,6 +35,7 @@ class _Tally:
     linears: int = 0
     zeros: int = 0
     kept_zeros: int = 0
+    zero_values: int = 0
     seen: dict[str, str] = field(default_factory=dict)  # name -> file
     failures: list[str] = field(default_factory=list)
 
@@ -65,6 +66,7 @@ def check_structure(
         linears=tally.linears,
         zeros=tally.zeros,
         kept_zeros=tally.kept_zeros,
+        zero_values=tally.zero_values,
         tensor_bytes=tally.tensor_bytes,
         file_bytes=total,
         ratio=total / max(1, tally.tensor_bytes),
@@ -133,6 +135,8 @@ def _check_values(
         want = to_float32(round_float32(tensor.rows(r0, r1), dtype, tensor=tensor.name))
         if not wrong and not same_bits(got, want):
             wrong = explain_values(stored, tensor, model, r0, got, want)
+        if tensor.linear is not None:
+            tally.zero_values += int(np.count_nonzero(got == 0))
         if mask is not None:
             bad_zeros += _count_zeros(got, mask, r0, r1, tally)
     tally.compared += math.prod(tensor.shape)

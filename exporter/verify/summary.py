@@ -54,7 +54,7 @@ def make_report(
 
 def _verdict(structure: StructureResult, numbers: NumbersResult | None) -> Verdict:
     if structure.failures:
-        return Verdict(passed=False, code=structure.code, failures=structure.failures)
+        return Verdict(passed=False, code="verify-structure", failures=structure.failures)
     if numbers is None:
         return Verdict(passed=False, code="verify-numbers", failures=("nothing was run",))
     if numbers.failures:

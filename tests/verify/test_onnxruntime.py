@@ -39,6 +39,16 @@ def test_every_family_passes(kind: str, tmp_path: Path) -> None:
     assert report.selftest is not None and report.selftest.prompts == "text"
 
 
+def test_equal_exports_give_equal_reports_and_selftests(tmp_path: Path) -> None:
+    model, seen = memory_model(save_tiny("smollm2", tmp_path / "m", sparsity=0.7)), []
+    for name in ("one", "two"):
+        lower(model, tmp_path / name)
+        report = verify(model, tmp_path / name).model_dump_json()
+        selftest = tmp_path / name / ".sparse-export" / "selftest.safetensors"
+        seen.append((report, selftest.read_bytes()))
+    assert seen[0] == seen[1]
+
+
 def test_branch_stays_in_the_graph(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     branch = LowRank(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,3 +212,12 @@ def test_broken_reference_is_an_error_of_its_own(model: MemoryModel, tmp_path: P
         verify_staged(FakeTarget(), model, tmp_path / "out", reference_opener=broken)
     assert caught.value.code == "reference-broken"
     assert not (tmp_path / "out" / SELFTEST).exists()
+
+
+def test_verification_itself_imports_no_engine() -> None:
+    code = (
+        "import sys, exporter.verify.run\n"
+        "print(*(sys.modules.keys() & {'torch', 'transformers', 'onnx', 'backends', 'tokenizers'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

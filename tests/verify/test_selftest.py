@@ -36,8 +36,8 @@ def make(vocab: int = 40, top: int = 32) -> SelfTest:
         top_logits=np.take_along_axis(logits, ids.astype(int), axis=1),
         logsumexp=logsumexp(logits).astype(np.float32),
         peak=np.abs(logits).max(axis=1),
-        last_prefill=logits[[2, 6, 11]],
-        last_decode=logits[ends],
+        last_prefill=logits[12],
+        last_decode=logits[14],
         cache_gap=1e-6,
     )
 
@@ -76,8 +76,8 @@ def test_file_gives_back_what_went_in(tmp_path: Path) -> None:
 def test_size_of_a_real_one_is_small() -> None:
     """SmolLM2: 8 prompts, 492 tokens, vocabulary 49152, beside 540 MB of tensors."""
     rows = 492 + 8 * 31
-    size = rows * 32 * 8 + rows * 8 + 2 * 8 * 49152 * 4 + 4 * (492 + 8 + 8 * 32)
-    assert size < 0.007 * 540e6
+    size = rows * 32 * 8 + rows * 8 + 2 * 49152 * 4 + 4 * (492 + 8 + 8 * 32)
+    assert size < 0.0012 * 540e6
 
 
 def change(name: str, function: Callable[[Any], Any]) -> Callable[[dict[str, Any]], None]:
@@ -102,8 +102,8 @@ def spoil(index: tuple[int, ...] | int, value: Any) -> Callable[[Any], Any]:
         (change("top_logits", lambda v: v.astype(np.float16)), "type F16"),
         (change("top_logits", lambda v: v[:-1]), "shape"),
         (change("logsumexp", lambda v: v[:-1]), "shape"),
-        (change("last_decode", lambda v: v[:, :-1]), "shape"),
-        (change("greedy", lambda v: v[0]), "two axes"),
+        (change("last_decode", lambda v: v[:-1]), "shape"),
+        (change("greedy", lambda v: v[0]), "axes"),
         (change("prompt_tokens", lambda v: v[:, None]), "more than one axis"),
         (change("prompt_tokens", lambda v: v[:-1]), "rows of logits"),
         (change("prompt_lengths", spoil(0, 2)), "do not add up"),
@@ -112,7 +112,7 @@ def spoil(index: tuple[int, ...] | int, value: Any) -> Callable[[Any], Any]:
         (change("greedy", spoil((0, 0), -1)), "token ids"),
         (change("top_ids", spoil((3, 3), 10**6)), "token ids"),
         (change("top_logits", spoil((0, 0), np.nan)), "NaN"),
-        (change("last_prefill", spoil((0, 0), np.inf)), "NaN"),
+        (change("last_prefill", spoil(0, np.inf)), "NaN"),
         (change("top_logits", lambda v: v[:, ::-1]), "not in order"),
         (change("greedy", lambda v: (v + 1) % 40), "not the best"),
     ],

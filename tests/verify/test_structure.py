@@ -218,3 +218,8 @@ def test_engine_that_writes_into_the_folder(model: MemoryModel, tmp_path: Path) 
         "cache.bin was changed while the engine ran",
         "weights.bin was changed while the engine ran",
     ]
+
+
+def test_zeros_of_all_linears_are_counted(model: MemoryModel, tmp_path: Path) -> None:
+    found = check(model, tmp_path)
+    assert found.zero_values == found.zeros + found.kept_zeros > 0
