@@ -41,7 +41,6 @@ def train_lora(
         bias="none",
         target_modules=sorted(names),
         task_type="CAUSAL_LM",
-        base_model_name_or_path=checked.checkpoint.root.resolve().name,
     )
     with reproducible(options.seed):
         model = cast(Any, peft).get_peft_model(load_float32(checked.checkpoint.root), config)

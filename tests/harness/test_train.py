@@ -67,6 +67,8 @@ def test_plain_lora_has_weight_outside_the_mask(tmp_path, base):
     assert np.abs(delta[checked.checkpoint.rows(linear.weight) == 0]).max() > 0
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "m"
+    for file in (tmp_path / "lora").iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes(), "a path of this machine"
 
 
 def test_equal_seeds_give_equal_bundles(tmp_path, base):
