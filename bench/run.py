@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,7 @@ class AbOptions:
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.warmup_rounds < 0:
             raise UsageError("usage", f"{self.rounds} rounds, {self.warmup_rounds} of warm-up")
+        _ = self.workload  # refuses one that cannot be timed
 
     @property
     def workload(self) -> Workload:
@@ -86,8 +87,9 @@ def ab(
             session = opener(artefact, options.threads)
             stack.callback(session.close)
             sessions.append(session)
+        prompt = _prompt(sessions, options.workload)
         tests = tuple(_self_test(a, s, tell) for a, s in zip(pair, sessions, strict=True))
-        rounds = _rounds(sessions, options, tell, clock)
+        rounds = _rounds(sessions, options, prompt, tell, clock)
         facts = tuple(s.facts() for s in sessions)
     sides = [
         side_of(a, f, t, [getattr(r, which) for r in rounds], options.workload, options.seed)
@@ -115,33 +117,39 @@ def _self_test(artefact: Artefact, session: Session, tell: Progress) -> SelfTest
     return require_correct(artefact, session, named)
 
 
-def _rounds(
-    sessions: list[Session], options: AbOptions, tell: Progress, clock: Clock
-) -> list[Round]:
-    workload = options.workload
+def _prompt(sessions: list[Session], workload: Workload) -> tuple[int, ...]:
+    """The prompt, once it is known that both sides can take it."""
     for session in sessions:
         workload.fits(session.max_tokens)
-    prompt = workload.prompt(_vocab(sessions))
+    return workload.prompt(_vocab(sessions))
+
+
+def _rounds(
+    sessions: list[Session],
+    options: AbOptions,
+    prompt: Sequence[int],
+    tell: Progress,
+    clock: Clock,
+) -> list[Round]:
     for i in range(options.warmup_rounds):
         tell("warm-up", i, options.warmup_rounds)
         for session in sessions:
-            warm_up(session, prompt, workload.new_tokens)
+            warm_up(session, prompt, options.new_tokens)
     rounds: list[Round] = []
     for i, order in enumerate(paired_order(options.rounds, options.seed)):
         tell("rounds", i, options.rounds)
-        rounds.append(_round(sessions, order, prompt, workload.new_tokens, clock))
+        rounds.append(_round(sessions, order, prompt, options.new_tokens, clock))
     tell("rounds", options.rounds, options.rounds)
     return rounds
 
 
 def _round(
-    sessions: list[Session], order: Order, prompt: Iterable[int], new_tokens: int, clock: Clock
+    sessions: list[Session], order: Order, prompt: Sequence[int], new_tokens: int, clock: Clock
 ) -> Round:
-    tokens = tuple(prompt)
     samples: dict[str, Sample] = {}
     for side in order:
         session = sessions["AB".index(side)]
-        samples[side] = measure(session, tokens, new_tokens, clock)
+        samples[side] = measure(session, prompt, new_tokens, clock)
     return Round(order=order, dense=samples["A"], sparse=samples["B"])
 
 

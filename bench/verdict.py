@@ -6,7 +6,6 @@ from enum import IntEnum
 
 from bench.results import Interval, Verdict
 from exporter.errors import (
-    EngineUnfit,
     InputRefused,
     SparseExportError,
     UsageError,
@@ -49,8 +48,6 @@ def exit_of(error: SparseExportError) -> Exit:
         return Exit.OUTPUTS_DIFFER
     if isinstance(error, UsageError | InputRefused):
         return Exit.USAGE
-    if isinstance(error, EngineUnfit):
-        return Exit.NOT_MEASURED
     return Exit.NOT_MEASURED
 
 
