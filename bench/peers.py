@@ -166,6 +166,7 @@ def _one(
     run: Runner,
 ) -> PeerRun:
     place = scratch or model.absolute().parent
+    place.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="peer-", dir=place))
     out = work / "out"
     try:
