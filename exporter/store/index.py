@@ -61,21 +61,22 @@ def check_index(index: Index, headers: Mapping[str, Header], path: Path) -> None
     Raises:
         InputRefused: `tensor-duplicate`, `index-mismatch`.
     """
-    seen: dict[str, str] = {}
+    held: dict[str, str] = {}
     for shard, header in headers.items():
         for tensor in header.entries:
-            if tensor in seen:
-                raise InputRefused(
-                    "tensor-duplicate", f"also in {seen[tensor]}", file=shard, tensor=tensor
-                )
-            seen[tensor] = shard
-            claimed = index.weight_map.get(tensor)
-            if claimed != shard:
-                where = f"the index puts it in {claimed}" if claimed else "the index lacks it"
-                raise InputRefused("index-mismatch", where, file=shard, tensor=tensor)
-    for tensor, shard in index.weight_map.items():
-        if tensor not in seen:
-            raise InputRefused("index-mismatch", "the shard lacks it", file=shard, tensor=tensor)
+            if tensor in held:
+                found = f"also in {held[tensor]}"
+                raise InputRefused("tensor-duplicate", found, file=shard, tensor=tensor)
+            held[tensor] = shard
+    for tensor in sorted(held.keys() | index.weight_map.keys()):
+        claimed, real = index.weight_map.get(tensor), held.get(tensor)
+        if claimed != real:
+            raise InputRefused(
+                "index-mismatch",
+                f"the index says {claimed or 'nothing'}, it lies in {real or 'no shard'}",
+                file=path.name,
+                tensor=tensor,
+            )
     _check_total(index, headers.values(), path)
 
 

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, cast
 
 from exporter.errors import InputRefused
 from exporter.limits import LIMITS, Limits
-from exporter.store.plainfile import open_plain, read_at
+from exporter.store.plainfile import open_plain, read_at, real_path
 from exporter.store.sink import FileRecord, RawWriter
 
 _BOMS = {b"\xef\xbb\xbf": "UTF-8 with a mark", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
@@ -37,7 +37,7 @@ def read_json(path: Path, limits: Limits = LIMITS) -> Any:
             `input-kind`, `input-unreadable`.
     """
     name = path.name
-    fd = open_plain(path, name)
+    fd = open_plain(real_path(path), name)
     try:
         size = os.fstat(fd).st_size
         if size > limits.json_bytes:

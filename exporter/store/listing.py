@@ -14,7 +14,7 @@ from exporter.errors import InputRefused
 from exporter.limits import LIMITS, Limits
 from exporter.store.index import INDEX, Index, read_index
 from exporter.store.jsonio import read_json
-from exporter.store.plainfile import stamp_file, unreadable
+from exporter.store.plainfile import real_path, stamp_file, unreadable
 
 SINGLE = "model.safetensors"
 CONFIG = "config.json"
@@ -100,13 +100,11 @@ def check_sidecar(path: Path, limits: Limits = LIMITS) -> None:
 
 def _names(root: Path) -> list[str]:
     try:
-        if root.exists() and not root.is_dir():
+        if real_path(root).exists() and not root.is_dir():
             raise InputRefused("input-kind", "a file", expected="a model folder", file=root.name)
         return sorted(p.name for p in root.iterdir())
     except OSError as error:
         raise unreadable(error, str(root)) from error
-    except ValueError as error:  # a NUL in the path
-        raise InputRefused("input-missing", str(error), file=repr(str(root))) from error
 
 
 def _require(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from exporter.errors import UsageError
+from exporter.store.plainfile import real_path
 
 # What a folder that this package or a model's trainer published has at its top level. --force on
 # any other folder is more likely a slip ("-o ~/models") than a wish to delete it.
@@ -20,8 +22,10 @@ def resolve_output(out: Path) -> Path:
         UsageError: `usage` for a path that can be no folder of ours.
     """
     try:
-        place = out.resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL
+        place = Path(os.path.realpath(out))
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(place)
+    except (OSError, ValueError) as error:  # a name too long, a loop of links, a NUL
         raise UsageError("usage", f"output path: {error}", file=repr(str(out))) from error
     if not place.name:
         raise UsageError("usage", "the root of the file system", expected="an output folder")
@@ -35,7 +39,7 @@ def refuse_overlap(place: Path, inputs: Sequence[Path]) -> None:
         UsageError: `output-inside-input`.
     """
     for given in inputs:
-        real = given.resolve()
+        real = real_path(given)
         if place.is_relative_to(real) or _holds(real, place):
             found = "is the input" if _same(place, real) else "lies inside the input"
         elif real.is_relative_to(place) or _holds(place, real):
@@ -58,7 +62,7 @@ def refuse_existing(place: Path, force: bool) -> None:
     if not place.is_dir():
         found = "something that is no folder"
         raise UsageError("output-exists", found, file=place.name, hint="Name another with -o.")
-    keep = [p for p in (Path.home(), Path.cwd()) if p.resolve().is_relative_to(place)]
+    keep = [p for p in (Path.home(), Path.cwd()) if real_path(p).is_relative_to(place)]
     ours = not any(place.iterdir()) or any((place / mark).exists() for mark in _REPLACEABLE)
     if keep or not ours:
         raise UsageError(

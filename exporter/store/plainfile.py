@@ -36,8 +36,8 @@ def stamp_file(path: Path, root: Path | None = None) -> Stamp:
     Raises:
         InputRefused: `input-missing`, `input-kind`, `input-unreadable`, `escape`, `lfs-pointer`.
     """
-    real = path.resolve()
-    if root is not None and not _inside(real, root.resolve()):
+    real = real_path(path)
+    if root is not None and not _inside(real, real_path(root)):
         raise InputRefused(
             "escape",
             f"leads to {_shorten(real)}",
@@ -53,6 +53,18 @@ def stamp_file(path: Path, root: Path | None = None) -> Stamp:
     if bytes(head) == LFS_MAGIC:
         raise InputRefused("lfs-pointer", f"{found.st_size} bytes of text", file=path.name)
     return Stamp(path.name, real, found.st_size, found.st_dev, found.st_ino, found.st_mtime_ns)
+
+
+def real_path(path: Path) -> Path:
+    """`path` with all links followed, whether it exists or not.
+
+    Raises:
+        InputRefused: `input-missing` for a path that no file can have.
+    """
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError as error:  # a NUL
+        raise InputRefused("input-missing", str(error), file=repr(str(path))) from error
 
 
 def open_stamped(stamp: Stamp) -> int:
@@ -88,8 +100,6 @@ def open_plain(path: Path, name: str) -> int:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
         raise unreadable(error, name) from error
-    except ValueError as error:  # a NUL in the path
-        raise InputRefused("input-missing", "no such file name can be", file=repr(name)) from error
     try:
         _require_plain(os.fstat(fd).st_mode, name)
     except BaseException:
