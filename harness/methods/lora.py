@@ -45,7 +45,9 @@ def train_lora(
     with reproducible(options.seed):
         model = cast(Any, peft).get_peft_model(load_float32(checked.checkpoint.root), config)
         losses = train(model, rows, options, report)
-    # peft fills in the path of this machine; the name says enough.
+    # peft writes the path of this machine into config and model card; the name says enough, and
+    # the card is an empty form.
     model.peft_config["default"].base_model_name_or_path = checked.checkpoint.root.resolve().name
     model.save_pretrained(out, save_embedding_layers=False)
+    (out / "README.md").unlink(missing_ok=True)
     return losses
