@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from exporter.store.folder import stage
-
 from exporter.check.model import check_model
 from exporter.contract import Progress
 from exporter.store.checkpoint import Checkpoint
+from exporter.store.folder import stage
 from harness.hf import load_tokenizer
 from harness.methods.options import Factors, Report, Training
 from harness.text import BUILTIN, windows

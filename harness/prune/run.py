@@ -9,15 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from exporter.store.folder import stage
-from exporter.store.writer import SafetensorsWriter
-
 from exporter.check.model import check_model
 from exporter.contract import Progress
 from exporter.model import CheckedModel
 from exporter.sparsity.mask import Mask
 from exporter.store.checkpoint import Checkpoint, TensorEntry
+from exporter.store.folder import stage
 from exporter.store.masks import MasksFile, write_masks
+from exporter.store.writer import SafetensorsWriter
 from harness.hf import load_tokenizer
 from harness.prune.magnitude import magnitude_masks
 from harness.prune.sparsity import Sparsity
