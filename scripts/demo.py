@@ -16,7 +16,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from demo_report import ExportRow, Refusal, print_summary, write_page
 from rich.console import Console
 from rich.markup import escape
 
@@ -26,6 +25,7 @@ from exporter.report.export import ExportReport
 from exporter.report.inspect import InspectReport
 from exporter.report.inspect_table import render_table
 from harness.models.smollm2 import fetch_smollm2
+from scripts.demo_report import ExportRow, Refusal, print_summary, write_page
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = Path("build", "demo")
@@ -36,7 +36,7 @@ REFUSED = 2  # exit code of sparse-export for a merge that needs a decision
 class Demo:
     """Runs commands from the repo's root, prints each, and remembers how long it took."""
 
-    console: Console = field(default_factory=Console)
+    console: Console
     seconds: dict[str, float] = field(default_factory=dict)
     commands: list[str] = field(default_factory=list)
 
@@ -72,12 +72,12 @@ class Demo:
         self.console.print(f"  ({stage}: {seconds:.1f} s)", markup=False, highlight=False)
 
 
-def main() -> int:
+def main(console: Console) -> int:
     """0 where every stage did what it should."""
     os.chdir(ROOT)
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
-    demo = Demo()
+    demo = Demo(console)
     base = make_model(demo)
     sparse, masks = OUT / "smollm2-70", OUT / "smollm2-70" / "masks" / "masks.safetensors"
     demo.run("prune", "sparse-tune", "prune", base, "--method", "wanda", "--sparsity", "0.7",
@@ -185,4 +185,4 @@ def compare(demo: Demo, engine: str) -> AbResult:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(Console()))
