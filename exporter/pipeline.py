@@ -22,7 +22,7 @@ from exporter.merge.fuse import fuse
 from exporter.model import CheckedModel, FusedModel
 from exporter.provenance import build_report
 from exporter.report.export import ExportReport, Measured
-from exporter.report.inspect import report_of
+from exporter.report.inspect import InspectReport, report_of
 from exporter.request import ExportRequest
 from exporter.store.checkpoint import Checkpoint
 from exporter.store.folder import Staging, require_space, stage
@@ -150,10 +150,15 @@ def _verify_and_publish(
         )
         verified.publish(
             report,
-            report_of(prepared.model.checked),
+            _unnamed(report_of(prepared.model.checked)),
             lambda: make_manifest(prepared.target, prepared.request.policy, staged.folder, inputs),
         )
     return report
+
+
+def _unnamed(sparsity: InspectReport) -> InspectReport:
+    """Without the folder's name: equal inputs elsewhere give equal bytes."""
+    return sparsity.model_copy(update={"model": sparsity.family or "model"})
 
 
 def _measured(prepared: Prepared, watch: Stopwatch, baseline: int) -> Measured:

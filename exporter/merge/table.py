@@ -14,9 +14,9 @@ from exporter.merge.policies import CHOICES
 
 def render_shares(shares: Sequence[DeltaShare], console: Console) -> None:
     """Print one row for each module, the total, and one line for each policy."""
-    table = Table(title="Delta outside the mask", box=None, pad_edge=False)
+    table = Table(title="Share of the delta's norm outside the mask", box=None, pad_edge=False)
     table.add_column("module", overflow="fold")
-    for title in ("norm of delta", "outside mask", "density of base", "zeros filled"):
+    for title in ("norm", "outside", "density", "zeros filled"):
         table.add_column(title, justify="right")
     for share in shares:
         table.add_row(

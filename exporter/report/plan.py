@@ -46,7 +46,8 @@ def _tensors(tensors: Any, plan: LowerPlan) -> list[dict[str, Any]]:
         {
             "name": name,
             "shape": list(tensor.shape),
-            "action": plan.actions.get(name, "merged" if tensor.changed else "copied"),
+            "changed": tensor.changed,
+            "action": plan.actions.get(name, "copied"),
         }
         for name, tensor in tensors.items()
     ]
@@ -66,7 +67,7 @@ def render_plan(report: dict[str, Any], console: Console) -> None:
     for name, nbytes in report["files"].items():
         files.add_row(name, f"{nbytes / 1e6:.2f}")
     console.print(files)
-    changed = sum(t["action"] != "copied" for t in report["tensors"])
+    changed = sum(t["changed"] for t in report["tensors"])
     console.print(f"{len(report['tensors'])} tensors, {changed} of them changed by adapters")
     console.print(f"memory: about {report['peak_bytes'] / 1e6:.0f} MB above the interpreter's own")
     fits = "fits" if report["fits_on_disk"] else "DOES NOT FIT"

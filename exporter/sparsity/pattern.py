@@ -46,7 +46,7 @@ class Pattern:
         return f"{self.n}:{self.m}" if self.kind == "n:m" else self.kind
 
     def __str__(self) -> str:
-        """ "dense", "unstructured 30.0%" (density), "2:4", "rows 50.0%"."""
+        """ "dense", "unstructured, density 30.0%", "2:4", "rows, density 50.0%"."""
         return _with_density(self.label, self.kind, self.density)
 
 
@@ -85,7 +85,7 @@ class ModelPattern:
         return f"{self.n}:{self.m}" if self.kind == "n:m" else self.kind
 
     def __str__(self) -> str:
-        """Like `Pattern`; "mixed n:8 25.0%" where M is shared."""
+        """Like `Pattern`; "mixed n:8, density 25.0%" where M is shared."""
         label = self.label
         if self.kind == "mixed n:m" and self.m:
             label = f"mixed n:{self.m}"
@@ -161,4 +161,4 @@ def model_pattern(linears: Iterable[LinearPattern]) -> ModelPattern:
 
 
 def _with_density(label: str, kind: str, density: float) -> str:
-    return label if kind in ("dense", "n:m") else f"{label} {density:.1%}"
+    return label if kind in ("dense", "n:m") else f"{label}, density {density:.1%}"

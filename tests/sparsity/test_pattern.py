@@ -45,7 +45,7 @@ def test_unstructured_is_not_called_nm(sparsity, per_row) -> None:
     got = judge(scores > cut)
     assert got.pattern.kind == "unstructured"
     assert got.sparsity == pytest.approx(sparsity, abs=2e-3)
-    assert str(got.pattern) == f"unstructured {1 - got.sparsity:.1%}"
+    assert str(got.pattern) == f"unstructured, density {1 - got.sparsity:.1%}"
 
 
 def test_nm_along_the_output_axis_is_unstructured() -> None:
@@ -90,8 +90,8 @@ def test_a_ragged_last_group_keeps_at_most_its_width() -> None:
 def test_rows_and_columns() -> None:
     kept = np.ones((40, 60), bool)
     kept[10:30] = False
-    assert str(judge(kept).pattern) == "rows 50.0%"
-    assert str(judge(kept.T.copy()).pattern) == "columns 50.0%"
+    assert str(judge(kept).pattern) == "rows, density 50.0%"
+    assert str(judge(kept.T.copy()).pattern) == "columns, density 50.0%"
     kept[:, :6] = False
     assert judge(kept).pattern.kind == "rows"  # both: what carries more zeros
     kept[35, 50] = False  # a stray zero, under 1 % of what remains
@@ -102,7 +102,7 @@ def test_rows_and_columns() -> None:
 
 def test_nothing_kept_is_rows() -> None:
     got = judge(np.zeros((8, 8), bool))
-    assert (str(got.pattern), got.zero_rows, got.zero_columns) == ("rows 0.0%", 8, 8)
+    assert (str(got.pattern), got.zero_rows, got.zero_columns) == ("rows, density 0.0%", 8, 8)
 
 
 def test_few_zeros_are_dense() -> None:
@@ -170,14 +170,14 @@ def of(label: str) -> LinearPattern:
         ([], "dense", "dense"),
         (["dense", "dense"], "dense", "dense"),
         (["2:4", "2:4"], "2:4", "2:4"),
-        (["2:8", "3:8", "2:8"], "mixed n:m", "mixed n:8 29.2%"),
-        (["2:4", "3:8"], "mixed n:m", "mixed n:m 43.8%"),
-        (["2:4", "dense"], "mixed n:m", "mixed n:4 75.0%"),
+        (["2:8", "3:8", "2:8"], "mixed n:m", "mixed n:8, density 29.2%"),
+        (["2:4", "3:8"], "mixed n:m", "mixed n:m, density 43.8%"),
+        (["2:4", "dense"], "mixed n:m", "mixed n:4, density 75.0%"),
         (["unstructured", "dense"], "unstructured", None),
-        (["rows", "rows"], "structured", "structured 75.0%"),
-        (["rows", "columns", "dense"], "structured", "structured 83.3%"),
+        (["rows", "rows"], "structured", "structured, density 75.0%"),
+        (["rows", "columns", "dense"], "structured", "structured, density 83.3%"),
         (["2:4", "unstructured"], "mixed", None),
-        (["2:4", "rows"], "mixed", "mixed 62.5%"),
+        (["2:4", "rows"], "mixed", "mixed, density 62.5%"),
     ],
 )
 def test_model_verdict(labels, want, text) -> None:
@@ -195,5 +195,5 @@ def test_model_density_is_weighted_by_size() -> None:
 
 
 def test_a_pattern_prints_its_density() -> None:
-    assert str(Pattern("unstructured", 0.3)) == "unstructured 30.0%"
+    assert str(Pattern("unstructured", 0.3)) == "unstructured, density 30.0%"
     assert str(Pattern("n:m", 0.5, 2, 4)) == "2:4"
