@@ -280,6 +280,7 @@ def test_signals_clean_up(number: signal.Signals, tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"] and content(tmp_path / "out") == "old"
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_signal_in_the_middle_of_the_swap_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
