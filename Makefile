@@ -27,7 +27,7 @@ runtime: $(STAMP) ## Make DeepSparse's own environment where this machine can ru
 	$(BIN)/python scripts/ensure_runtime.py deepsparse
 
 demo: $(STAMP) runtime ## Prune, fuse, export, verify and time a real model; ends in build/demo/report.html
-	$(BIN)/python scripts/demo.py
+	$(BIN)/python -m scripts.demo
 
 test: $(STAMP) runtime ## Run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=15
