@@ -96,7 +96,9 @@ def train_command(
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1)] = 40,
     rank: Annotated[int, typer.Option("--rank", min=1)] = 8,
-    alpha: Annotated[float, typer.Option("--alpha", help="Scale is alpha / rank.")] = 16.0,
+    alpha: Annotated[
+        float, typer.Option("--alpha", min=1e-6, help="Scale is alpha / rank.")
+    ] = 16.0,
     length: Length = 128,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Windows per step.")] = 4,
     lr: Annotated[float, typer.Option("--lr", min=0.0, help="Peak learning rate.")] = 1e-3,

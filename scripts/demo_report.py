@@ -22,6 +22,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto
   color: #111; background: #fff }
 table { border-collapse: collapse; margin: 1rem 0 }
 th, td { padding: .25rem .75rem; border-bottom: 1px solid #ccc; text-align: right }
+td { white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
 svg { max-width: 100%; height: auto }
 pre { background: #f4f4f4; padding: .7rem; overflow: auto; max-height: 22rem; font-size: 13px }
@@ -139,17 +140,24 @@ def print_summary(
         console.print(table)
     if why_not:
         console.print(why_not, markup=False)
-    for licence in _licences(exports):
-        console.print(licence, markup=False)
+    for remark in _remarks(exports):
+        console.print(remark, markup=False)
 
 
 def _times(seconds: Mapping[str, float]) -> list[tuple[str, float]]:
     return [*seconds.items(), ("all", sum(seconds.values()))]
 
 
-def _licences(exports: Sequence[ExportRow]) -> list[str]:
-    targets = {row.report.target.engine: row.report.target.licence for row in exports}
-    return [f"{engine}: {licence}" for engine, licence in targets.items() if licence]
+def _remarks(exports: Sequence[ExportRow]) -> list[str]:
+    """Limits of the engines and warnings of the targets, each once."""
+    found: dict[str, None] = {}
+    for row in exports:
+        if row.report.target.licence:
+            found[f"{row.report.target.engine}: {row.report.target.licence}"] = None
+        for item in row.report.diagnostics:
+            if item.level == "warning":
+                found[f"{row.report.target.name}: {item.message}"] = None
+    return list(found)
 
 
 def write_page(
@@ -164,7 +172,7 @@ def write_page(
 ) -> None:
     """Write the page; everything it shows is inside."""
     times = [(name, f"{value:.1f}") for name, value in _times(seconds)]
-    notes = [n for n in (why_not, *_licences(exports)) if n]
+    notes = [n for n in (why_not, *_remarks(exports)) if n]
     sections = (
         "<h1>A sparse model and its adapter, exported and verified</h1>",
         "<p>SmolLM2-135M-Instruct, 70 % of each linear pruned by Wanda, an adapter trained under"
