@@ -20,6 +20,7 @@ from exporter.report.export import (
     ModelPart,
     TargetPart,
 )
+from exporter.report.inspect import notes_of
 from exporter.sparsity.pattern import model_pattern
 from exporter.verify.result import VerifyReport
 
@@ -54,7 +55,7 @@ def build_report(
             files=file_sizes(folder),
             tensor_bytes=structure.tensor_bytes if structure else 0,
             total_bytes=sum(file_sizes(folder).values()),
-            sparsity_after=_sparsity_after(model, structure.zeros if structure else 0),
+            sparsity_after=_sparsity_after(model, structure.zero_values if structure else 0),
         ),
         verification=verification.model_dump(mode="json"),
     )
@@ -98,6 +99,7 @@ def _model_part(model: FusedModel) -> ModelPart:
         tied_head=model.tied,
         mask_origin=checked.masks.origin,
         dropped=checked.dropped,
+        notes=notes_of(checked),
     )
 
 

@@ -31,9 +31,10 @@ class ZerosMasks:
         """Packed mask `[out, in]` of the stored weight.
 
         Raises:
-            InputRefused: `value-not-finite`.
+            InputRefused: `value-not-finite`, `value-overflow`.
         """
-        scanner = Scanner(linear.weight, self.checkpoint.entries[linear.weight].dtype.numpy)
+        entry = self.checkpoint.entries[linear.weight]
+        scanner = Scanner(linear.weight, entry.dtype.numpy, entry.file)
         packed = [
             np.packbits(scanner.scan(rows, r0), axis=1)
             for r0, rows in blocks(self.checkpoint, linear.weight)

@@ -40,8 +40,8 @@ def check_model(
     Raises:
         InputRefused: `arch-unsupported`, `config-invalid`, `model-quantised`,
             `dtype-unsupported`, `tensor-missing`, `tensor-unexpected`, `tensor-shape`,
-            `vocab-mismatch`, `tie-conflict`, `value-not-finite`, `mask-invalid`,
-            `mask-mismatch`.
+            `vocab-mismatch`, `tie-conflict`, `value-not-finite`, `value-overflow`,
+            `mask-invalid`, `mask-mismatch`.
     """
     spec = load_spec(checkpoint.config)
     check_dtypes(checkpoint)
@@ -98,9 +98,10 @@ def read_tensor(checkpoint: Checkpoint, tensor: str) -> list[Note]:
     """Check the values of a tensor that is no linear.
 
     Raises:
-        InputRefused: `value-not-finite`.
+        InputRefused: `value-not-finite`, `value-overflow`.
     """
-    scanner = Scanner(tensor, checkpoint.entries[tensor].dtype.numpy)
+    entry = checkpoint.entries[tensor]
+    scanner = Scanner(tensor, entry.dtype.numpy, entry.file)
     for r0, rows in blocks(checkpoint, tensor):
         scanner.scan(rows, r0)
     return _notes(tensor, scanner.counts)
@@ -114,10 +115,11 @@ def read_linear(
     Without a mask (None) the weights' zeros are the mask; `origin` names it in messages.
 
     Raises:
-        InputRefused: `value-not-finite`, `mask-mismatch`.
+        InputRefused: `value-not-finite`, `value-overflow`, `mask-mismatch`.
     """
     tensor = f"{module}.weight"
-    scanner = Scanner(tensor, checkpoint.entries[tensor].dtype.numpy)
+    entry = checkpoint.entries[tensor]
+    scanner = Scanner(tensor, entry.dtype.numpy, entry.file)
     counts, counter = scanner.counts, PatternCounter(module, shape)
     compared = Disagreement(tensor, origin)
     for r0, rows in blocks(checkpoint, tensor):

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from exporter.arch.spec import DecoderSpec
 from exporter.errors import InputRefused
 from exporter.store.checkpoint import Checkpoint
+from exporter.store.index import INDEX
 
 # Buffers that old checkpoints hold and no model reads back.
 LEFTOVERS: tuple[tuple[re.Pattern[str], str], ...] = (
@@ -26,7 +27,7 @@ def account(checkpoint: Checkpoint, spec: DecoderSpec) -> Mapping[str, str]:
     expected = spec.tensors()
     missing = [name for name in expected if name not in checkpoint.entries]
     if missing:
-        raise _missing(missing, spec)
+        raise _missing(missing, checkpoint, spec)
     dropped: dict[str, str] = {}
     unexpected: list[str] = []
     for name in checkpoint.entries:
@@ -51,14 +52,21 @@ def _leftover(name: str) -> str | None:
     return next((reason for pattern, reason in LEFTOVERS if pattern.fullmatch(name)), None)
 
 
-def _missing(missing: Sequence[str], spec: DecoderSpec) -> InputRefused:
+def _missing(missing: Sequence[str], checkpoint: Checkpoint, spec: DecoderSpec) -> InputRefused:
+    files = {entry.file for entry in checkpoint.entries.values()}
     hint = None
     if list(missing) == [spec.head]:
         hint = (
             "config.json says that head and embedding are not tied: if they are, set "
             "tie_word_embeddings to true; else save the model again with its head."
         )
-    return InputRefused("tensor-missing", _some(missing, "missing"), tensor=missing[0], hint=hint)
+    return InputRefused(
+        "tensor-missing",
+        _some(missing, "missing"),
+        file=files.pop() if len(files) == 1 else INDEX,
+        tensor=missing[0],
+        hint=hint,
+    )
 
 
 def _some(names: Sequence[str], what: str) -> str:

@@ -1,4 +1,4 @@
-"""Rule: every value is finite. Zeros, -0.0 and denormals are counted in the same pass.
+"""Rule: every value is finite, in float32 too. The same pass counts zeros.
 
 Works on the stored bit patterns as unsigned integers (IEEE 754; bfloat16 is the upper half of
 a float32): no conversion, and -0.0 is a zero by definition of the mask.
@@ -6,6 +6,7 @@ a float32): no conversion, and -0.0 is a zero by definition of the mask.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -19,10 +20,10 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class _Layout:
-    """Bit patterns of one float type, without the sign: +inf and the least normal number."""
+    """Bit patterns of one float type, without the sign."""
 
     unsigned: np.dtype[np.unsignedinteger]
-    infinity: int
+    beyond: int  # the least that is infinite in float32, the type everything is computed in
     least_normal: int
 
     @property
@@ -34,7 +35,8 @@ _LAYOUTS: dict[np.dtype[np.generic], _Layout] = {
     np.dtype(ml_dtypes.bfloat16): _Layout(np.dtype("<u2"), 0x7F80, 0x0080),
     np.dtype("<f2"): _Layout(np.dtype("<u2"), 0x7C00, 0x0400),
     np.dtype("<f4"): _Layout(np.dtype("<u4"), 0x7F80_0000, 0x0080_0000),
-    np.dtype("<f8"): _Layout(np.dtype("<u8"), 0x7FF0 << 48, 0x0010 << 48),
+    # Halfway between the largest float32 and 2^128, which rounds up.
+    np.dtype("<f8"): _Layout(np.dtype("<u8"), 0x47EF_FFFF_F000_0000, 0x0010 << 48),
 }
 
 
@@ -55,9 +57,10 @@ class Scanner:
     than all arithmetic.
     """
 
-    def __init__(self, tensor: str, dtype: np.dtype[np.generic]) -> None:
+    def __init__(self, tensor: str, dtype: np.dtype[np.generic], file: str | None = None) -> None:
         self.counts = ValueCounts()
         self._tensor = tensor
+        self._file = file
         self._layout = _LAYOUTS[dtype]
         self._magnitude = np.empty(0, self._layout.unsigned)
         self._where = np.empty(0, np.bool_)
@@ -68,7 +71,8 @@ class Scanner:
         The answer has the block's shape; the next call takes its memory.
 
         Raises:
-            InputRefused: `value-not-finite` with the index of the first NaN or infinity.
+            InputRefused: `value-not-finite` with the index of the first NaN or infinity;
+                `value-overflow` with that of the first float64 beyond float32.
         """
         if block.size > self._magnitude.size:
             self._magnitude = np.empty(block.size, self._layout.unsigned)
@@ -80,9 +84,9 @@ class Scanner:
         magnitude = self._magnitude[: block.size].reshape(block.shape)
         where = self._where[: block.size].reshape(block.shape)
         np.bitwise_and(raw, kind(sign - 1), out=magnitude)
-        if magnitude.max() >= self._layout.infinity:
-            bad = magnitude >= kind(self._layout.infinity)
-            raise _not_finite(block, bad, self._tensor, row)
+        if magnitude.max() >= self._layout.beyond:
+            bad = magnitude >= kind(self._layout.beyond)
+            raise _not_finite(block, bad, self._tensor, row, self._file)
         small = _count(np.less(magnitude, kind(self._layout.least_normal), out=where))
         if small:
             negative = _count(np.equal(raw, kind(sign), out=where))
@@ -99,7 +103,9 @@ def _count(where: Bools) -> int:
     return int(np.count_nonzero(where))
 
 
-def _not_finite(block: NDArray[np.generic], bad: Bools, tensor: str, row: int) -> InputRefused:
+def _not_finite(
+    block: NDArray[np.generic], bad: Bools, tensor: str, row: int, file: str | None
+) -> InputRefused:
     flat = int(bad.reshape(-1).argmax())
     index = [int(i) for i in np.unravel_index(flat, bad.shape)]
     if index:
@@ -107,6 +113,16 @@ def _not_finite(block: NDArray[np.generic], bad: Bools, tensor: str, row: int) -
     value = float(block.reshape(-1)[flat : flat + 1].astype(np.float64)[0])
     more = int(np.count_nonzero(bad)) - 1
     also = f" and {more} more near it" if more else ""
+    found = f"{value:.6g} at {index}{also}"
+    if math.isfinite(value):
+        return InputRefused(
+            "value-overflow",
+            found,
+            expected="values within float32, in which everything is computed",
+            file=file,
+            tensor=tensor,
+            hint="Save the model in float32 and look where such a weight came from.",
+        )
     return InputRefused(
-        "value-not-finite", f"{value} at {index}{also}", expected="finite values", tensor=tensor
+        "value-not-finite", found, expected="finite values", file=file, tensor=tensor
     )

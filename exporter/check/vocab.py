@@ -14,13 +14,14 @@ from exporter.store.checkpoint import Checkpoint
 from exporter.store.jsonio import read_json
 
 TOKENIZER = "tokenizer.json"
+_LISTS = ("added_tokens.json", "vocab.json")  # older layouts: token -> id and nothing else
 
 
 def check_vocab(checkpoint: Checkpoint, spec: DecoderSpec) -> None:
     """Rows of embedding and head equal the config's vocabulary; every token id has its row.
 
     Raises:
-        InputRefused: `vocab-mismatch`, `json-invalid` for a tokenizer.json of another form.
+        InputRefused: `vocab-mismatch`, `json-invalid` for a tokenizer file of another form.
     """
     for name in (spec.embedding, spec.head):
         entry = checkpoint.entries.get(name)
@@ -32,16 +33,23 @@ def check_vocab(checkpoint: Checkpoint, spec: DecoderSpec) -> None:
                 file=entry.file,
                 tensor=name,
             )
-    sidecar = next((s for s in checkpoint.sidecars if s.name == TOKENIZER), None)
-    if sidecar is None:
-        return
-    top = max(_token_ids(read_json(sidecar.path)), default=(-1, ""))
-    if top[0] >= spec.vocab:
+    for sidecar in checkpoint.sidecars:
+        if sidecar.name == TOKENIZER:
+            _check_rows(_token_ids(read_json(sidecar.path)), spec, sidecar.name)
+        elif sidecar.name in _LISTS:
+            tokens = _mapping(read_json(sidecar.path), sidecar.name)
+            ids = ((_id(number, sidecar.name), token) for token, number in tokens.items())
+            _check_rows(ids, spec, sidecar.name)
+
+
+def _check_rows(tokens: Iterable[tuple[int, str]], spec: DecoderSpec, file: str) -> None:
+    number, token = max(tokens, default=(-1, ""))
+    if number >= spec.vocab:
         raise InputRefused(
             "vocab-mismatch",
-            f"token {top[1]!r:.40} has id {top[0]}",
+            f"token {token!r:.40} has id {number}",
             expected=f"ids below the embedding's {spec.vocab} rows",
-            file=TOKENIZER,
+            file=file,
             tensor=spec.embedding,
         )
 
@@ -62,19 +70,18 @@ def _token_ids(tokenizer: Any) -> Iterable[tuple[int, str]]:
         yield _id(token.get("id")), str(token.get("content"))
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def _mapping(value: Any, file: str = TOKENIZER) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise _malformed(f"{value!r:.40} stands where an object should")
+        raise _malformed(f"{value!r:.40} stands where an object should", file)
     return cast(Mapping[str, Any], value)
 
 
-def _id(value: Any) -> int:
+def _id(value: Any, file: str = TOKENIZER) -> int:
     if type(value) is not int or value < 0:
-        raise _malformed(f"token id {value!r:.40}")
+        raise _malformed(f"token id {value!r:.40}", file)
     return value
 
 
-def _malformed(found: str) -> InputRefused:
-    return InputRefused(
-        "json-invalid", found, expected="the form of the tokenizers library", file=TOKENIZER
-    )
+def _malformed(found: str, file: str = TOKENIZER) -> InputRefused:
+    form = "the tokenizers library" if file == TOKENIZER else "transformers: token to id"
+    return InputRefused("json-invalid", found, expected=f"the form of {form}", file=file)

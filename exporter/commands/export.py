@@ -14,6 +14,7 @@ from exporter.errors import UsageError
 from exporter.pipeline import Outcome, export
 from exporter.registry import parse_target
 from exporter.report.export import ExportReport
+from exporter.report.inspect_table import note_lines
 from exporter.report.plan import plan_report, render_plan
 from exporter.request import AdapterRequest, ExportRequest
 
@@ -110,6 +111,8 @@ def render_outcome(outcome: Outcome, request: ExportRequest, console: Console) -
         return
     for part in report.diagnostics:
         console.print(f"{part.level}: {part.message}", markup=False)
+    for line in note_lines(report.model.notes):
+        console.print(f"note: {line}", markup=False)
     table = Table(title=f"{request.model.name} -> {report.target.name}", show_header=False)
     for row in _rows(report, outcome):
         table.add_row(*row)

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from exporter.report.inspect import NoteEntry
+
 SCHEMA = 1
 
 
@@ -37,6 +39,7 @@ class ModelPart(_Frozen):
     tied_head: bool
     mask_origin: str
     dropped: Mapping[str, str]
+    notes: tuple[NoteEntry, ...] = ()
 
 
 class AdapterPart(_Frozen):

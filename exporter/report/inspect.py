@@ -110,6 +110,11 @@ def report_of(checked: CheckedModel) -> InspectReport:
     return _report(checked.checkpoint, family, origin, found, checked.notes, checked.dropped)
 
 
+def notes_of(checked: CheckedModel) -> tuple[NoteEntry, ...]:
+    """What a user may want to know, in the form of the reports."""
+    return _entries(checked.notes)
+
+
 def _report(
     checkpoint: Checkpoint,
     family: str | None,
@@ -125,9 +130,13 @@ def _report(
         mask_origin=origin,
         totals=_totals([x.pattern for x in found]),
         linears=tuple(_entry(x) for x in found),
-        notes=tuple(NoteEntry(tensor=n.tensor, what=n.what, count=n.count) for n in notes),
+        notes=_entries(notes),
         dropped=dict(dropped),
     )
+
+
+def _entries(notes: Iterable[Note]) -> tuple[NoteEntry, ...]:
+    return tuple(NoteEntry(tensor=n.tensor, what=n.what, count=n.count) for n in notes)
 
 
 def _totals(linears: list[LinearPattern]) -> Totals:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from exporter.report.inspect import InspectReport
+from exporter.report.inspect import InspectReport, NoteEntry
 from exporter.report.inspect_grid import Cell, Grid, Row, build_grid, printable
 
 MAX_ROWS = 40
 MAX_ROLES = 12
+_TOLD = {
+    "negative-zeros": "negative zeros, counted as zeros",
+    "denormals": "denormal values",
+    "all-zero": "values of tensors that are zero throughout",
+    "zero-rows": "rows that are zero throughout",
+    "kept-zeros": "zeros that the masks file keeps",
+    "dtype-not-of-config": "tensors stored in another type than config.json names",
+}
 
 
 def render_table(report: InspectReport, console: Console) -> None:
@@ -61,6 +70,16 @@ def _text(cell: Cell | None, plain: bool) -> Text:
     return Text(f"{100 * cell.sparsity:.1f}" if plain else cell.text)
 
 
+def note_lines(notes: Iterable[NoteEntry]) -> list[str]:
+    """One line for each kind of note: how many values, and the first tensor."""
+    values: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for note in notes:
+        values[note.what] += note.count
+        first.setdefault(note.what, printable(note.tensor))
+    return [f"{n} {_TOLD.get(what, what)}; first {first[what]}" for what, n in values.items()]
+
+
 def _below(report: InspectReport, grid: Grid) -> list[str]:
     lines = ["Cells: percent of zeros, over several linears by weight."]
     if len(report.totals.patterns) > 1:
@@ -72,12 +91,7 @@ def _below(report: InspectReport, grid: Grid) -> list[str]:
         lines.append("Unknown architecture: all 2-D weights but embeddings, head and norms.")
     if report.mask_origin != "zeros":
         lines.append(f"Masks read from {printable(report.mask_origin)}.")
-    tensors: Counter[str] = Counter()
-    values: Counter[str] = Counter()
-    for note in report.notes:
-        tensors[note.what] += 1
-        values[note.what] += note.count
-    lines += [f"Note: {what}: {values[what]} in {tensors[what]} tensors." for what in tensors]
+    lines += [f"Note: {line}." for line in note_lines(report.notes)]
     if report.dropped:
         lines.append(f"Not exported: {len(report.dropped)} tensors (see --json).")
     return lines

@@ -212,7 +212,8 @@ class _Reader:
         if size != at:
             code = "file-truncated" if size < at else "header-range"
             found, expected = f"{size} bytes", f"{at} bytes, as the header says"
-            raise InputRefused(code, found, expected=expected, file=self._file)
+            cut = next((e.name for e in entries if e.end > size), None)
+            raise InputRefused(code, found, expected=expected, file=self._file, tensor=cut)
 
     def _invalid(self, found: str, tensor: str | None = None) -> NoReturn:
         raise InputRefused("header-invalid", found, file=self._file, tensor=tensor)

@@ -193,3 +193,12 @@ def test_a_token_without_a_row_is_refused(tmp_path, tokenizer) -> None:
 )
 def test_a_tokenizer_of_another_form_is_refused(tmp_path, tokenizer) -> None:
     assert refused("json-invalid", tmp_path, tokenizer=tokenizer).file == "tokenizer.json"
+
+
+@pytest.mark.parametrize("name", ["added_tokens.json", "vocab.json"])
+def test_tokens_of_older_layouts_need_rows_too(tmp_path, name) -> None:
+    (tmp_path / name).write_text('{"a": 19}')
+    assert check_model(write_model(tmp_path)).patterns
+    for content, code in (('{"a": 20}', "vocab-mismatch"), ("[]", "json-invalid")):
+        (tmp_path / name).write_text(content)
+        assert refused(code, tmp_path).file == name

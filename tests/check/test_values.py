@@ -49,22 +49,26 @@ def test_scan_equals_float64_on_any_bits(dtype, data) -> None:
     block = raw.view(dtype)
     wide = block.astype(np.float64)
     scanner = Scanner("t", dtype)
-    if np.isfinite(wide).all():
+    with np.errstate(over="ignore", invalid="ignore"):
+        fits = np.isfinite(wide.astype(np.float32))
+    if fits.all():
         nonzero = scanner.scan(block)
         assert np.array_equal(nonzero, wide != 0)
         assert scanner.counts == slow_counts(block)
         return
     with pytest.raises(InputRefused) as caught:
         scanner.scan(block)
-    first = [int(i) for i in np.argwhere(~np.isfinite(wide))[0]]
-    assert caught.value.code == "value-not-finite"
+    first = [int(i) for i in np.argwhere(~fits)[0]]
+    finite = np.isfinite(wide[tuple(first)])
+    assert caught.value.code == ("value-overflow" if finite else "value-not-finite")
     assert f"at {first}" in caught.value.found
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_the_edges_of_every_type(dtype) -> None:
     info = ml_dtypes.finfo(dtype)
-    edge = np.array([info.max, -info.max, info.smallest_normal, info.smallest_subnormal, -0.0])
+    top = info.max if dtype.itemsize < 8 else np.finfo(np.float32).max
+    edge = np.array([top, -top, info.smallest_normal, info.smallest_subnormal, -0.0])
     scanner = Scanner("t", dtype)
     nonzero = scanner.scan(edge.astype(dtype))
     assert nonzero.tolist() == [True, True, True, True, False]
@@ -90,7 +94,21 @@ def test_a_value_that_is_not_finite_is_named(tmp_path, dtype, bad, name, index) 
         check_model(write_model(tmp_path, arrays))
     error = caught.value
     assert (error.code, error.tensor) == ("value-not-finite", name)
+    assert error.file == "model.safetensors"
     assert error.found == f"{float(bad)} at {list(index)}"
+
+
+def test_float64_up_to_what_rounds_to_infinity_in_float32(tmp_path) -> None:
+    half_way = 2.0**128 - 2.0**103  # between the largest float32 and 2^128; even is upwards
+    arrays = tensors(dtype=np.float64)
+    arrays[Q0W][3, 4] = -np.nextafter(half_way, 0)
+    check_model(write_model(tmp_path / "below", arrays))
+    arrays[Q0W][3, 4] = -half_way
+    with pytest.raises(InputRefused) as caught:
+        check_model(write_model(tmp_path / "at", arrays))
+    error = caught.value
+    assert (error.code, error.file, error.tensor) == ("value-overflow", "model.safetensors", Q0W)
+    assert "[3, 4]" in error.found
 
 
 def test_the_index_holds_beyond_the_first_block() -> None:
@@ -141,8 +159,8 @@ def test_zero_rows_are_noted(tmp_path) -> None:
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_the_greatest_finite_values_pass(tmp_path, dtype) -> None:
     arrays = tensors(dtype=dtype)
-    arrays[Q0W][0] = ml_dtypes.finfo(dtype).max
-    arrays[Q0W][1] = ml_dtypes.finfo(dtype).min
+    top = ml_dtypes.finfo(dtype if dtype.itemsize < 8 else np.float32).max
+    arrays[Q0W][0], arrays[Q0W][1] = top, -top
     assert note_of(tmp_path, arrays) == ()
 
 

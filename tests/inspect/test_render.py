@@ -104,7 +104,7 @@ def test_table_shows_every_cell_and_the_totals() -> None:
     assert ["0", "50.0", "2:4", "70.0", "60.0", "var."] in lines
     assert ["1", "0.0", "dense", "90.0", "45.0", "var."] in lines
     assert any(line[:2] == ["all", "25.0"] and "47.0" in line for line in lines)
-    assert "denormals: 6 in 3 tensors" in text
+    assert "Note: 6 denormal values; first t0." in text
     assert "Not exported: 1 tensors" in text
 
 
