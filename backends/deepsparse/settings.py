@@ -76,7 +76,9 @@ def resolve(
     Raises:
         UsageError: `target-option` for what the engine would get wrong.
     """
-    length = sequence_length or max(GRANULE, min(DEFAULT_LENGTH, longest(spec)))
+    length = sequence_length
+    if length is None:
+        length = max(GRANULE, min(DEFAULT_LENGTH, longest(spec)))
     if length % GRANULE or not GRANULE <= length <= max(GRANULE, longest(spec)):
         raise _option(f"sequence_length={length}", f"a multiple of {GRANULE} up to {longest(spec)}")
     fits = internal_cache_fits(spec.head_dim)
@@ -86,7 +88,7 @@ def resolve(
             f"head size up to {GRANULE} or a multiple of it; DeepSparse answers wrongly otherwise",
         )
     internal = fits if cache == "auto" else cache == "internal"
-    chunk = prefill_chunk or _default_chunk(length)
+    chunk = _default_chunk(length) if prefill_chunk is None else prefill_chunk
     if not chunk_fits(chunk, length, internal):
         want = "1, or a multiple of 4 below half the sequence length, above 64 a multiple of 64"
         raise _option(f"prefill_chunk={chunk} with sequence_length={length}", want)

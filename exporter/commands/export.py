@@ -113,6 +113,8 @@ def render_outcome(outcome: Outcome, request: ExportRequest, console: Console) -
         console.print(f"{part.level}: {part.message}", markup=False)
     for line in note_lines(report.model.notes):
         console.print(f"note: {line}", markup=False)
+    if report.verification.get("fallback"):
+        console.print(f"warning: {report.verification['fallback']}", markup=False)
     table = Table(title=f"{request.model.name} -> {report.target.name}", show_header=False)
     for row in _rows(report, outcome):
         table.add_row(*row)

@@ -84,6 +84,8 @@ def test_a_head_size_the_inner_cache_gets_wrong() -> None:
     [
         (100, None, "sequence_length=100"),
         (-64, None, "sequence_length=-64"),
+        (0, None, "sequence_length=0"),
+        (256, 0, "prefill_chunk=0"),
         (8256, None, "up to 8192"),
         (None, 6, "prefill_chunk=6"),
         (None, 1024, "prefill_chunk=1024"),

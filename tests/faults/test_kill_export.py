@@ -79,6 +79,7 @@ def leftovers_are_cleaned(folder: Path, model: Path, out: Path) -> None:
     assert not list(folder.glob("fresh.partial-*"))
 
 
+@pytest.mark.slow
 def test_a_few_kills(tmp_path: Path) -> None:
     assert run_kills(tmp_path, kills=4, seed=0)
 
