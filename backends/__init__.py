@@ -1,1 +1,1 @@
-"""backends."""
+"""The engines: one folder a target, and what they share."""

@@ -107,17 +107,22 @@ class ManagedRuntime:
         if unfit:
             raise EngineUnfit("engine-unfit", f"{self.engine} {self.version}: {unfit}")
         home = runtimes_home()
-        home.mkdir(parents=True, exist_ok=True)
-        with _locked(home / f".{self.name}.lock"):
-            status = self.status()
-            if status.available:
-                return status
-            found = find_python(self.python, python)
-            if found is None:
-                text = f"{self.engine} {self.version}: {_no_python(self.python, python)}"
-                raise EngineUnfit("engine-unfit", text, hint="Install such a Python.")
-            self._make(home, found, report)
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            with _locked(home / f".{self.name}.lock"):
+                status = self.status()
+                if not status.available:
+                    self._make(home, self._python(python), report)
+        except OSError as error:
+            raise EngineUnfit("install-failed", str(error), file=str(home)) from error
         return self.status()
+
+    def _python(self, given: str | None) -> Interpreter:
+        found = find_python(self.python, given)
+        if found is None:
+            text = f"{self.engine} {self.version}: {_no_python(self.python, given)}"
+            raise EngineUnfit("engine-unfit", text, hint="Install such a Python.")
+        return found
 
     def _make(self, home: Path, python: Interpreter, report: Progress) -> None:
         for stale in home.glob(f".{self.name}.partial-*"):  # we hold the lock: nobody's

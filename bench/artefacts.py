@@ -6,12 +6,11 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.store.manifest import read_manifest
-
 from exporter.contract import Target
 from exporter.errors import InputRefused, UsageError
 from exporter.registry import load_target
-from exporter.verify.files import META
+from exporter.store.manifest import MANIFEST, META, read_manifest
+from exporter.verify.files import list_files
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,12 @@ def open_artefact(folder: Path) -> Artefact:
         InputRefused: `input-missing`, and what the manifest's reader raises.
         UsageError: `unknown-target`, `target-option`.
     """
-    path = folder / META / "manifest.json"
+    path = folder / MANIFEST
     if not path.is_file():
         raise InputRefused(
             "input-missing",
             "no manifest here",
-            expected=f"a folder that sparse-export published, with {META}/manifest.json",
+            expected=f"a folder that sparse-export published, with {MANIFEST}",
             file=folder.name,
         )
     manifest = read_manifest(folder)
@@ -77,5 +76,5 @@ def require_pair(dense: Artefact, sparse: Artefact) -> None:
 
 
 def _layout_bytes(folder: Path) -> int:
-    files = (p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
-    return sum(p.stat().st_size for p in files if META not in p.relative_to(folder).parts)
+    files, _ = list_files(folder)
+    return sum(nbytes for name, nbytes in files.items() if not name.startswith(f"{META}/"))

@@ -19,6 +19,7 @@ from pathlib import Path
 POLL_SECONDS = 0.01
 SCAN_EVERY = 10
 _LOG_CHARS = 8000
+_END_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,22 @@ def run_child(
         try:
             peak, total = _watch(process)
         except BaseException:
-            process.kill()
-            process.wait()
+            _end(process)
             raise
         seconds = time.perf_counter() - start
         log.seek(max(0, log.tell() - _LOG_CHARS))
         text = log.read().decode(errors="replace")
     return ChildRun(process.returncode, seconds, peak, total, text)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask first: an export that is told to end removes what it has written."""
+    process.terminate()
+    try:
+        process.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _watch(process: subprocess.Popen[bytes]) -> tuple[int, int]:

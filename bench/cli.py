@@ -16,8 +16,8 @@ from bench.files import write_text
 from bench.progress import Bar
 from bench.results import AbResult, ab_schema
 from bench.run import AbOptions, ab
-from bench.verdict import Exit, exit_of
-from exporter.errors import SparseExportError
+from bench.verdict import exit_of
+from exporter.commands.terminal import interruptible, run_app
 
 app = typer.Typer(
     name="sparse-bench",
@@ -26,8 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Is the sparse artefact faster than its dense twin, on this machine?",
 )
-
-
 app.command("memory")(memory_command)
 app.command("optimum")(optimum_command)
 
@@ -62,7 +60,7 @@ def ab_command(
     )
     if html_out is not None:
         need("matplotlib")  # now, not after minutes of measuring
-    with Bar(Console(stderr=True)) as bar:
+    with interruptible(), Bar(Console(stderr=True)) as bar:
         result = ab(dense, sparse, options, bar.progress)
     write_outputs(result, json_out, html_out)
     raise typer.Exit(result.verdict.exit_code)
@@ -85,7 +83,7 @@ def make_random_command(
     from bench.random_model import make_random
     from bench.shapes import find_shape
 
-    with Bar(Console(stderr=True)) as bar:
+    with interruptible(), Bar(Console(stderr=True)) as bar:
         nbytes = make_random(find_shape(shape), out, sparsity, seed, bar.progress)
     print(f"{out}: {nbytes / 1e9:.2f} GB")
 
@@ -115,13 +113,4 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: list[str]) -> int:
     """Run one command line and give its exit code."""
-    try:
-        app(args=args)
-    except SparseExportError as error:
-        Console(stderr=True).print(f"error {error}", markup=False, highlight=False, soft_wrap=True)
-        return int(exit_of(error))
-    except KeyboardInterrupt:
-        return int(Exit.INTERRUPTED)
-    except SystemExit as leave:
-        return leave.code if isinstance(leave.code, int) else 0
-    return 0
+    return run_app(app, args, exit_of=exit_of)

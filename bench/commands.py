@@ -11,6 +11,7 @@ from rich.console import Console
 from bench.files import write_text
 from bench.progress import Bar
 from bench.verdict import Exit
+from exporter.commands.terminal import interruptible
 
 _Models = Annotated[list[Path], typer.Argument(help="Model folders, smallest first.")]
 _Json = Annotated[Path | None, typer.Option("--json", help="Write the result here.")]
@@ -26,7 +27,7 @@ def memory_command(
     """Peak memory of lowering (no verification) over models of growing size."""
     from bench.memory import measure_memory, memory_table
 
-    with Bar(Console(stderr=True)) as bar:
+    with interruptible(), Bar(Console(stderr=True)) as bar:
         result = measure_memory(models, target, repeats, bar.progress)
     Console().print(memory_table(result))
     if json_out is not None:
@@ -47,7 +48,7 @@ def optimum_command(
     """Time and memory of an export beside optimum-onnx 0.1.0, installed if need be."""
     from bench.peers import beside_optimum, install, peer_table
 
-    with Bar(Console(stderr=True)) as bar:
+    with interruptible(), Bar(Console(stderr=True)) as bar:
         install(bar.progress)
         result = beside_optimum(model, target, rounds, scratch, bar.progress)
     Console().print(peer_table(result))

@@ -20,6 +20,7 @@ from bench.optimum.runtime import RUNTIME
 from bench.results import SCHEMA_VERSION, Fingerprint, Frozen
 from exporter.contract import Progress
 from exporter.errors import EngineUnfit, UsageError
+from exporter.store.sink import output_failed
 
 Tool = Literal["sparse-export", "optimum-onnx"]
 TIMES_FASTER = 4.0
@@ -83,6 +84,7 @@ def beside_optimum(
 
     Raises:
         UsageError: `usage`.
+        InputRefused: `output-failed` where `scratch` cannot be written to.
         EngineUnfit: `engine-missing` where the peer's environment is not there (`install`),
             `engine-crashed` where an export fails.
     """
@@ -166,8 +168,11 @@ def _one(
     run: Runner,
 ) -> PeerRun:
     place = scratch or model.absolute().parent
-    place.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix="peer-", dir=place))
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix="peer-", dir=place))
+    except OSError as error:
+        raise output_failed(error, place) from error
     out = work / "out"
     try:
         if tool == "sparse-export":

@@ -13,11 +13,10 @@ from exporter.report.export_html import write_html
 from exporter.report.inspect import InspectReport
 from exporter.store.folder import Staging
 from exporter.store.jsonio import write_json
-from exporter.store.manifest import Manifest, write_manifest
+from exporter.store.manifest import META, Manifest, write_manifest
 from exporter.verify.result import VerifyReport
 
 Describe = Callable[[], Manifest]
-META = ".sparse-export"  # engines glob the top level; ours stay out of their sight
 
 
 @dataclass(frozen=True)

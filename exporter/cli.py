@@ -12,9 +12,8 @@ from exporter import __version__
 from exporter.commands.export import export_command
 from exporter.commands.inspect import inspect_command
 from exporter.commands.targets import targets_app
-from exporter.commands.terminal import print_error
+from exporter.commands.terminal import run_app
 from exporter.commands.verify import verify_command
-from exporter.errors import SparseExportError
 
 
 class ExportByDefault(TyperGroup):
@@ -61,18 +60,15 @@ def options(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run and leave with the exit codes of docs/reference/cli.md."""
+    """Run and leave with the exit codes of docs/reference/errors.md."""
     args = sys.argv[1:] if argv is None else argv
     sys.exit(run(args))
 
 
 def run(args: list[str]) -> int:
     """Run one command line and give its exit code."""
-    try:
-        app(args=args)
-    except SparseExportError as error:
-        print_error(error, as_json="--json" in args)
-        return error.exit_code
-    except SystemExit as leave:
-        return leave.code if isinstance(leave.code, int) else 0
-    return 0
+    return run_app(app, args, as_json="--json" in args)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,20 +6,21 @@ be published and an unchecked model cannot be fused.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from exporter import registry
-from exporter.adapters.base import Adapter, BaseIdentity
-from exporter.adapters.load import load_adapter
+from exporter.adapters.base import Adapter
 from exporter.artefact import StagedArtefact, VerifiedArtefact
 from exporter.check.model import check_model
 from exporter.contract import Diagnostic, LowerPlan, Progress, Target
 from exporter.errors import InputRefused
+from exporter.inputs import read_adapters
 from exporter.listener import Listener, Silent, Stopwatch
 from exporter.manifests import describe_inputs, make_manifest
 from exporter.memory import peak_rss_bytes
 from exporter.merge.fuse import fuse
-from exporter.model import CheckedModel, FusedModel
+from exporter.model import FusedModel
 from exporter.provenance import build_report
 from exporter.report.export import ExportReport, Measured
 from exporter.report.inspect import InspectReport, report_of
@@ -64,7 +65,7 @@ def prepare(request: ExportRequest, watch: Stopwatch, progress: Progress | None)
     with watch.stage("check"):
         checked = check_model(checkpoint, masks=request.masks, progress=progress)
     with watch.stage("fuse"):
-        adapters = _read_adapters(request, checked)
+        adapters = read_adapters(request, checkpoint, checked.spec)
         model = fuse(checked, adapters, request.policy, progress)
     diagnostics = tuple(target.inspect(model))
     _stop_on_refusal(request.target, diagnostics)
@@ -92,16 +93,6 @@ def export(request: ExportRequest, listener: Listener | None = None) -> Outcome:
     return Outcome(
         report, _measured(prepared, watch, baseline), prepared.plan, prepared.diagnostics
     )
-
-
-def _read_adapters(
-    request: ExportRequest, checked: CheckedModel
-) -> tuple[tuple[Adapter, float], ...]:
-    checkpoint = checked.checkpoint
-    recorded = checkpoint.config.get("_name_or_path")
-    name = recorded if isinstance(recorded, str) and recorded else request.model.name
-    base = BaseIdentity(name, checkpoint.identity)
-    return tuple((load_adapter(a.path, checked.spec, base), a.weight) for a in request.adapters)
 
 
 def _stop_on_refusal(target: str, diagnostics: tuple[Diagnostic, ...]) -> None:
@@ -162,17 +153,10 @@ def _unnamed(sparsity: InspectReport) -> InspectReport:
 
 
 def _measured(prepared: Prepared, watch: Stopwatch, baseline: int) -> Measured:
-    largest = max(_elements(t.shape) * 4 for t in prepared.model.tensors.values())
+    largest = max(math.prod(t.shape) * 4 for t in prepared.model.tensors.values())
     return Measured(
         seconds=dict(watch.seconds),
         peak_rss_bytes=peak_rss_bytes(),
         baseline_rss_bytes=baseline,
         largest_tensor_bytes=largest,
     )
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for extent in shape:
-        count *= extent
-    return count

@@ -1,32 +1,41 @@
-"""A fused model as far as headers tell: for `--plan`, which reads no weight."""
+"""A fused model as far as headers tell: for `--plan`, which reads no weight of the model.
+
+One exception: an adapter that records its base's digest (LoSA) has the base hashed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from exporter.adapters.base import Adapter, BaseIdentity
-from exporter.adapters.load import load_adapter
+from exporter.adapters.base import Adapter
 from exporter.arch.spec import load_spec
 from exporter.check.dtypes import check_dtypes
-from exporter.check.masks import ZerosMasks
+from exporter.check.masks import ZerosMasks, linear_shapes
 from exporter.check.names import account
 from exporter.check.shapes import check_shapes
 from exporter.check.vocab import check_vocab
+from exporter.inputs import read_adapters
+from exporter.merge.policies import policy_by_name
 from exporter.model import CheckedModel, FusedModel, FusedTensor, LowRank, RowReader
 from exporter.request import ExportRequest
 from exporter.store.checkpoint import Checkpoint
+from exporter.store.masks import MasksFile
 
 
 def header_model(request: ExportRequest) -> FusedModel:
     """The model's tensors by name and shape, with what the adapters would change marked.
 
     Raises:
-        InputRefused: a fault that the headers of model or adapters show.
+        InputRefused: a fault that the headers of model, masks file or adapters show.
+        UsageError: `usage` for an unknown merge policy.
     """
+    if request.policy is not None:
+        policy_by_name(request.policy)
     checkpoint = Checkpoint.open(request.model)
     checked = _checked(checkpoint)
-    base = BaseIdentity(request.model.name, checkpoint.identity)
-    adapters = [load_adapter(a.path, checked.spec, base) for a in request.adapters]
+    if request.masks is not None:
+        MasksFile.open(request.masks, linear_shapes(checked.spec))
+    adapters = [adapter for adapter, _ in read_adapters(request, checkpoint, checked.spec)]
     separate = request.policy == "separate"
     changed = {f"{module}.weight" for a in adapters for module in a.deltas}
     changed |= {r.tensor for a in adapters for r in a.replacements}

@@ -22,6 +22,7 @@ from exporter.report.export import (
 )
 from exporter.report.inspect import notes_of
 from exporter.sparsity.pattern import model_pattern
+from exporter.verify.files import list_files
 from exporter.verify.result import VerifyReport
 
 
@@ -43,6 +44,7 @@ def build_report(
 ) -> ExportReport:
     """The report of a verified artefact in `folder`; equal inputs give equal reports."""
     structure = verification.structure
+    files, _ = list_files(folder)
     merge = {**model.record, "figures": measure(model, progress=progress)}
     return ExportReport(
         tool=f"sparse-export {__version__}",
@@ -52,19 +54,13 @@ def build_report(
         merge=merge,
         diagnostics=tuple(DiagnosticPart(**dataclasses.asdict(d)) for d in diagnostics),
         artefact=ArtefactPart(
-            files=file_sizes(folder),
+            files=files,
             tensor_bytes=structure.tensor_bytes if structure else 0,
-            total_bytes=sum(file_sizes(folder).values()),
+            total_bytes=sum(files.values()),
             sparsity_after=_sparsity_after(model, structure.zero_values if structure else 0),
         ),
         verification=verification.model_dump(mode="json"),
     )
-
-
-def file_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each file, by its name relative to the artefact, sorted."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {p.relative_to(folder).as_posix(): p.stat().st_size for p in files}
 
 
 def _sparsity_after(model: FusedModel, zeros: int) -> float:

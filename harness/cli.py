@@ -10,8 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from exporter.commands.terminal import TerminalListener, interruptible, print_error
-from exporter.errors import SparseExportError
+from exporter.commands.terminal import TerminalListener, interruptible, run_app
 from harness.methods.options import Factors, Training
 from harness.methods.run import train_folder
 from harness.prune.run import MASKS, Calibration, prune_folder
@@ -128,11 +127,4 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: list[str]) -> int:
     """Run one command line and give its exit code."""
-    try:
-        app(args=args)
-    except SparseExportError as error:
-        print_error(error, as_json=False)
-        return error.exit_code
-    except SystemExit as leave:
-        return leave.code if isinstance(leave.code, int) else 0
-    return 0
+    return run_app(app, args)

@@ -13,18 +13,19 @@ from exporter.registry import load_runtime
 def main(name: str) -> int:
     """Install the runtime `name`; 0 also where this machine can never run it, with the reason."""
     console = Console(stderr=True)
-    runtime = load_runtime(name)
     try:
-        status = runtime.install()
+        status = load_runtime(name).install()
     except SparseExportError as error:
         if error.code == "engine-unfit":
-            console.print(f"{name}: not on this machine. {error.found}")
+            console.print(f"{name}: not on this machine. {error.found}", markup=False)
             return 0
-        console.print(str(error))
+        console.print(f"error {error}", markup=False)
         return error.exit_code
-    console.print(f"{name} {status.version}: {status.reason}")
+    console.print(f"{name} {status.version}: {status.reason}", markup=False)
     return 0
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: ensure_runtime.py NAME")
     sys.exit(main(sys.argv[1]))

@@ -1,14 +1,19 @@
-"""What all tests share: the managed DeepSparse environment behind the mark `deepsparse`."""
+"""What all tests share: hypothesis' profile, and the environment behind the mark `deepsparse`."""
 
 from __future__ import annotations
 
 import os
 
 import pytest
+from hypothesis import settings
 
 from backends.deepsparse.runtime import RUNTIME
 from exporter.contract import RuntimeStatus
 from exporter.errors import EngineUnfit
+
+# No deadline: what an example takes on a busy machine says nothing about the code.
+settings.register_profile("project", deadline=None)
+settings.load_profile("project")
 
 
 @pytest.fixture(scope="session")

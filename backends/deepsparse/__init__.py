@@ -1,1 +1,1 @@
-"""deepsparse."""
+"""Target `deepsparse`: its own environment, its graph, its session."""

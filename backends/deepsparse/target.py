@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from backends.base import (
     Tolerance,
 )
 from backends.decoder_graph.files import plan_companions, write_companions
+from backends.decoder_graph.need import need_onnx
 from backends.decoder_graph.options import GraphOptions
 from backends.deepsparse.diagnose import diagnose, refusals
 from backends.deepsparse.runtime import LICENCE, RUNTIME, WORKER
@@ -34,7 +34,7 @@ from backends.deepsparse.settings import (
 )
 from backends.deepsparse.tokenizer import rewrites
 from backends.process.client import ProcessSession
-from exporter.errors import EngineUnfit, UsageError
+from exporter.errors import UsageError
 from exporter.model import FusedModel
 from exporter.store.dtypes import F32
 from exporter.store.writer import RawWriter
@@ -106,7 +106,7 @@ class DeepSparseTarget:
 
     def lower(self, model: FusedModel, staging: Path, progress: Progress) -> None:
         """Write model.onnx, model.data, config, tokenizer files and `deepsparse.json`."""
-        _need_onnx()
+        need_onnx()
         from backends.decoder_graph.lower import lower_decoder
 
         lower_decoder(model, staging, self._graph(model), progress)
@@ -121,7 +121,7 @@ class DeepSparseTarget:
 
     def read_back(self, folder: Path) -> Iterable[StoredTensor]:
         """As `Target.read_back`."""
-        _need_onnx()
+        need_onnx()
         from backends.decoder_graph.read_back import read_back
 
         return read_back(folder)
@@ -151,7 +151,7 @@ class DeepSparseTarget:
         return OnnxRuntimeTarget().probe(folder, tokens)
 
     def _plan(self, model: FusedModel) -> LowerPlan:
-        _need_onnx()
+        need_onnx()
         from backends.decoder_graph.lower import plan_decoder
 
         return plan_decoder(model, self._graph(model))
@@ -173,15 +173,7 @@ class DeepSparseTarget:
         return Settings(length, chunk, internal)
 
 
-def _need_onnx() -> None:
-    if importlib.util.find_spec("onnx") is None:
-        text = "onnx is not installed: pip install 'sparse-export[onnx]'"
-        raise EngineUnfit("engine-missing", text)
-
-
 def _write(path: Path, data: bytes) -> None:
-    writer = RawWriter(path)
-    try:
+    with RawWriter(path) as writer:
         writer.write(data)
-    finally:
         writer.close()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
+from backends.decoder_graph.need import need_onnx
 from exporter.contract import (
     Diagnostic,
     LowerPlan,
@@ -78,6 +79,7 @@ class OnnxRuntimeTarget:
 
     def plan(self, model: FusedModel) -> LowerPlan:
         """Sizes and memory, from headers alone."""
+        need_onnx()
         from backends.decoder_graph.files import plan_companions
         from backends.decoder_graph.lower import plan_decoder
 
@@ -86,6 +88,7 @@ class OnnxRuntimeTarget:
 
     def lower(self, model: FusedModel, staging: Path, progress: Progress) -> None:
         """Write graph, weights, config and tokenizer files."""
+        need_onnx()
         from backends.decoder_graph.files import write_companions
         from backends.decoder_graph.lower import lower_decoder
 
@@ -94,6 +97,7 @@ class OnnxRuntimeTarget:
 
     def read_back(self, folder: Path) -> Iterable[StoredTensor]:
         """Every weight, re-read by the graph alone."""
+        need_onnx()
         from backends.decoder_graph.read_back import read_back
 
         return read_back(folder)

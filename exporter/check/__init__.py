@@ -1,1 +1,1 @@
-"""check."""
+"""Checks of a model: every tensor accounted for, every value finite, masks that fit."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from exporter.errors import SparseExportError, UsageError
+from exporter.errors import InputRefused, SparseExportError, UsageError
+from exporter.store.signals import stops_raise
 
 INTERRUPTED = 130
 
@@ -62,12 +65,48 @@ class TerminalListener:
 
 @contextmanager
 def interruptible() -> Generator[None]:
-    """Exit code 130 after Ctrl-C or SIGTERM, which staging turns into the same interrupt."""
+    """Exit code 130 after Ctrl-C, SIGTERM or SIGHUP, once everything inside has cleaned up."""
     try:
-        yield
+        with stops_raise():
+            yield
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted: nothing was published")
+        Console(stderr=True).print("interrupted: nothing unfinished was left")
         raise SystemExit(INTERRUPTED) from None
+
+
+def run_app(
+    app: typer.Typer,
+    args: list[str],
+    *,
+    as_json: bool = False,
+    exit_of: Callable[[SparseExportError], int] = lambda error: error.exit_code,
+) -> int:
+    """Run one command line of `app`; its exit code, that of an error by `exit_of`.
+
+    What the system refuses in a place that no error of ours covers (a folder that vanishes, a
+    cache on a full disk) is told as an error too: a trace tells a user nothing.
+    """
+    try:
+        app(args=args)
+    except SparseExportError as error:
+        print_error(error, as_json=as_json)
+        return int(exit_of(error))
+    except OSError as error:
+        refused = _of_the_system(error)
+        print_error(refused, as_json=as_json)
+        return int(exit_of(refused))
+    except SystemExit as leave:
+        if leave.code is None or isinstance(leave.code, int):
+            return leave.code or 0
+        return 1  # Python's own rule for `sys.exit("text")`
+    return 0
+
+
+def _of_the_system(error: OSError) -> InputRefused:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    file = error.filename if isinstance(error.filename, str) else None
+    code = "output-failed" if full else "input-unreadable"
+    return InputRefused(code, error.strerror or str(error), file=file)
 
 
 def print_json(value: Any) -> None:

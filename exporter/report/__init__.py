@@ -1,1 +1,1 @@
-"""report."""
+"""Reports for people and machines: inspect, plan, export."""

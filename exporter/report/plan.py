@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +11,7 @@ from exporter import registry
 from exporter.contract import Diagnostic, LowerPlan, RuntimeStatus
 from exporter.planning import header_model
 from exporter.request import ExportRequest
+from exporter.store.sink import free_bytes
 
 SCHEMA = 1
 
@@ -26,16 +26,17 @@ def plan_report(request: ExportRequest) -> dict[str, Any]:
     target = registry.load_target(request.target, request.target_options)
     model = header_model(request)
     plan = target.plan(model)
-    free = shutil.disk_usage(request.output.absolute().parent).free
+    free = free_bytes(request.output)
+    total = sum(f.nbytes for f in plan.files)
     return {
         "schema": SCHEMA,
         "target": request.target,
         "runtime": _runtime(target.runtime()),
         "files": {f.name: f.nbytes for f in plan.files},
-        "total_bytes": sum(f.nbytes for f in plan.files),
+        "total_bytes": total,
         "peak_bytes": plan.peak_bytes,
         "disk_free_bytes": free,
-        "fits_on_disk": sum(f.nbytes for f in plan.files) <= free,
+        "fits_on_disk": free is None or total <= free,
         "tensors": _tensors(model.tensors, plan),
         "diagnostics": [_diagnostic(d) for d in target.inspect(model)],
     }
@@ -71,10 +72,9 @@ def render_plan(report: dict[str, Any], console: Console) -> None:
     console.print(f"{len(report['tensors'])} tensors, {changed} of them changed by adapters")
     console.print(f"memory: about {report['peak_bytes'] / 1e6:.0f} MB above the interpreter's own")
     fits = "fits" if report["fits_on_disk"] else "DOES NOT FIT"
-    console.print(
-        f"disk: {report['total_bytes'] / 1e6:.0f} MB needed, {fits} "
-        f"({report['disk_free_bytes'] / 1e6:.0f} MB free)"
-    )
+    free = report["disk_free_bytes"]
+    room = "free space unknown" if free is None else f"{fits} ({free / 1e6:.0f} MB free)"
+    console.print(f"disk: {report['total_bytes'] / 1e6:.0f} MB needed, {room}")
     runtime = report["runtime"]
     console.print(
         f"engine here: {'can' if runtime['available'] else 'cannot'} run it ({runtime['reason']})",

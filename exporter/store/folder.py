@@ -140,8 +140,8 @@ def _recover(target: Path, stem: str) -> None:
 
 def _make_parents(target: Path) -> list[Path]:
     """The folders made, deepest first."""
-    missing = [p for p in target.parents if not p.exists()]
     try:
+        missing = [p for p in target.parents if not p.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise output_failed(error, target.parent) from error

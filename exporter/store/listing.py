@@ -5,6 +5,7 @@ One set of weights, or a refusal: a loader that globs picks up a stale shard in 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +153,7 @@ def _unfinished_in_cache(root: Path) -> str | None:
     for folder in (root / ".cache/huggingface/download", root.parent.parent / "blobs"):
         if folder.name == "blobs" and root.parent.name != "snapshots":
             continue
-        if folder.is_dir():
+        with contextlib.suppress(OSError):  # a cache that is not there, or not ours to read
             for path in sorted(folder.iterdir()):
                 if path.name.endswith(_UNFINISHED):
                     return path.name

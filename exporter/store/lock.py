@@ -74,7 +74,8 @@ def _lock(fd: int, output: str) -> None:
             raise
         # A file system without locks: the record has to do, and leaves a short race.
         owner = _read_owner(fd)
-        if owner is not None and owner_record(int(owner.get("pid", 0))) == owner:
+        pid = None if owner is None else owner.get("pid")
+        if isinstance(pid, int) and owner_record(pid) == owner:
             raise _locked(owner, output) from None
 
 

@@ -22,7 +22,8 @@ from exporter.store.jsonio import read_json, write_json
 from exporter.store.plainfile import stamp_file
 from exporter.store.sink import FileRecord
 
-MANIFEST = ".sparse-export/manifest.json"
+META = ".sparse-export"  # engines glob the top level; ours stay out of their sight
+MANIFEST = f"{META}/manifest.json"
 # They shape the bytes of every artefact; a target adds its own.
 LIBRARIES = ("ml_dtypes", "numpy")
 

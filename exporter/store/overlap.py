@@ -63,7 +63,10 @@ def refuse_existing(place: Path, force: bool) -> None:
         found = "something that is no folder"
         raise UsageError("output-exists", found, file=place.name, hint="Name another with -o.")
     keep = [p for p in (Path.home(), Path.cwd()) if real_path(p).is_relative_to(place)]
-    ours = not any(place.iterdir()) or any((place / mark).exists() for mark in _REPLACEABLE)
+    try:
+        ours = not any(place.iterdir()) or any((place / mark).exists() for mark in _REPLACEABLE)
+    except PermissionError:  # what one may not look into, one does not replace
+        ours = False
     if keep or not ours:
         raise UsageError(
             "output-exists",

@@ -8,7 +8,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-META = ".sparse-export"
+from exporter.store.manifest import META
+
+__all__ = [
+    "META",
+    "META_FILES",
+    "Fingerprint",
+    "changed_files",
+    "check_file_set",
+    "fingerprints",
+    "list_files",
+]
+
 META_FILES = ("manifest.json", "report.json", "report.html", "selftest.safetensors")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,9 @@ def count_zero_values(stored: StoredTensor) -> int:
 
 
 def _odd_names(names: Iterable[str], manifest: Manifest) -> list[str]:
-    found, listed = list(names), manifest.outputs.tensors
-    twice = sorted({name for name in found if found.count(name) > 1})
-    missing = sorted(listed.keys() - set(found))
+    found = Counter(names)
+    twice = sorted(name for name, times in found.items() if times > 1)
+    missing = sorted(manifest.outputs.tensors.keys() - found.keys())
     return [f"{n} is stored twice" for n in twice] + [f"{n} is missing" for n in missing]
 
 

@@ -19,9 +19,7 @@ from exporter.limits import LIMITS
 from exporter.store.header import read_header
 from tests.attacks.corpus import GOOD, HEADERS, file_of, raw_file, tensor
 
-FUZZ = settings(
-    max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+FUZZ = settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def put(folder: Path, data: bytes) -> Path:

@@ -19,9 +19,7 @@ from exporter.store.jsonio import dump_json, read_json, write_json
 from exporter.store.manifest import read_manifest
 from tests.attacks.corpus import JSONS
 
-FUZZ = settings(
-    max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+FUZZ = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
 FINITE = SCALARS | st.floats(allow_nan=False, allow_infinity=False)
 VALUES = st.recursive(

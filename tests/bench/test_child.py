@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,29 @@ def test_a_process_of_the_child_counts() -> None:
 def test_status_and_last_output_are_kept() -> None:
     run = run_child([sys.executable, "-c", "import sys; print('so'); sys.exit('why')"])
     assert run.failed and run.status == 1 and "so" in run.log and "why" in run.log
+
+
+def test_an_interrupted_child_may_clean_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready, cleaned = tmp_path / "ready", tmp_path / "cleaned"
+    code = f"""
+import signal, sys, time
+def stop(*_):
+    open({str(cleaned)!r}, "w").close()
+    sys.exit(1)
+signal.signal(signal.SIGTERM, stop)
+open({str(ready)!r}, "w").close()
+time.sleep(60)
+"""
+
+    def interrupted(pid: int) -> tuple[int, int]:
+        if ready.exists():
+            raise KeyboardInterrupt
+        return 0, 0
+
+    monkeypatch.setattr("bench.child._memory", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_child([sys.executable, "-c", code])
+    assert cleaned.exists()
 
 
 def test_descendants_are_found() -> None:

@@ -88,7 +88,7 @@ sys.addaudithook(refuse)
 import exporter.cli
 from exporter.registry import load_target
 load_target("onnxruntime")
-heavy = {"torch", "transformers", "pickle5"} & set(sys.modules)
+heavy = {"torch", "transformers"} & set(sys.modules)
 sys.exit(f"loaded: {heavy}" if heavy else 0)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from backends.deepsparse import diagnose, target
+from backends.deepsparse import diagnose
 from backends.deepsparse.runtime import LICENCE, RUNTIME
 from backends.deepsparse.settings import SETTINGS_FILE
 from backends.deepsparse.target import DeepSparseTarget
@@ -150,7 +150,7 @@ def test_opening_without_the_environment_says_how_to_get_it(
 def test_without_onnx_it_says_so(
     model: FusedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(target.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("backends.decoder_graph.need.find_spec", lambda name: None)
     for call in (
         lambda: DeepSparseTarget().plan(model),
         lambda: DeepSparseTarget().lower(model, tmp_path, lambda *_: None),

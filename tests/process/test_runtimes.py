@@ -185,6 +185,13 @@ def test_a_machine_that_can_never_run_it(runtime: ManagedRuntime, home: Path) ->
     assert not home.exists()
 
 
+def test_a_home_that_cannot_be_made(runtime: ManagedRuntime, home: Path) -> None:
+    home.parent.write_text("a file where the folder should be")
+    with pytest.raises(EngineUnfit) as caught:
+        runtime.install()
+    assert (caught.value.code, caught.value.file) == ("install-failed", str(home))
+
+
 def test_no_python_in_range(runtime: ManagedRuntime, home: Path) -> None:
     old = dataclasses.replace(runtime, python=NOWHERE)
     assert old.status().reason == "no Python in >=3.1,<3.2 found"

@@ -254,8 +254,12 @@ def test_require_space(tmp_path: Path) -> None:
     assert "bytes free" in caught.value.found and str(1 << 60) in str(caught.value.expected)
 
 
+# Signals are set back first: a shell that runs the tests in the background leaves them ignored.
 SLOW_WRITER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from pathlib import Path
 from exporter.store.folder import stage
 with stage(Path(sys.argv[1]), force=True) as st:
