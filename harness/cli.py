@@ -121,7 +121,7 @@ def train_command(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run and leave with the exit codes of `sparse-export` (docs/reference/cli.md)."""
+    """Run and leave with the exit codes of `sparse-export` (docs/reference/errors.md)."""
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 

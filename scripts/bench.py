@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.render.html import ab_html
 from bench.results import AbResult
 from harness.models.smollm2 import fetch_smollm2
-from scripts.steps import BENCH, ROOT, make_once, step
+from scripts.steps import BENCH, ROOT, main_of, make_once, step
 
 SHAPE = "tinyllama-1.1b"
 TARGET = "deepsparse"
@@ -73,4 +73,4 @@ def rel(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_of(main))

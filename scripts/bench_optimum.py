@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from scripts.bench import rel, smollm2_models
-from scripts.steps import step
+from scripts.steps import main_of, step
 
 
 def main() -> int:
@@ -17,4 +17,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_of(main))

@@ -11,20 +11,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.render.html import ab_section, speed_plot_svg
+from bench.render.html import ab_section, page, speed_plot_svg, table
 from bench.results import AbResult, Interval
 from exporter.report.export import ExportReport
 from exporter.report.heatmap import heatmap_svg
 from exporter.report.inspect import InspectReport
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem;
-  color: #111; background: #fff }
-table { border-collapse: collapse; margin: 1rem 0 }
-th, td { padding: .25rem .75rem; border-bottom: 1px solid #ccc; text-align: right }
 td { white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
-svg { max-width: 100%; height: auto }
 pre { background: #f4f4f4; padding: .7rem; overflow: auto; max-height: 22rem; font-size: 13px }
 .scroll { overflow-x: auto }
 """
@@ -133,11 +127,11 @@ def print_summary(
         ("Sparse against dense, batch 1", SPEED_HEAD, speed_rows(results)),
         ("Seconds", ("stage", "s"), [(name, f"{value:.1f}") for name, value in _times(seconds)]),
     ):
-        table = Table(*head, title=title, title_justify="left")
+        shown = Table(*head, title=title, title_justify="left")
         for row in rows:
-            table.add_row(*row)
+            shown.add_row(*row)
         console.print()
-        console.print(table)
+        console.print(shown)
     if why_not:
         console.print(why_not, markup=False)
     for remark in _remarks(exports):
@@ -180,10 +174,10 @@ def write_page(
         "".join(f"<p><b>{escape(note)}</b></p>" for note in notes),
         "<h2>Speed</h2>",
         speed_plot_svg(list(results)),
-        _table(SPEED_HEAD, speed_rows(results)),
+        table([SPEED_HEAD, *speed_rows(results)]),
         "<h2>What was published</h2>",
         "<p>Errors are against a float32 reference of the fused model, over the logits.</p>",
-        f'<div class="scroll">{_table(HEAD, [row.cells() for row in exports])}</div>',
+        f'<div class="scroll">{table([HEAD, *(row.cells() for row in exports)])}</div>',
         f"<h2>Where the zeros are</h2><p>{_totals(inspected)}</p>",
         f'<div class="scroll">{heatmap_svg(inspected)}</div>',
         "<h2>A plain LoRA is refused</h2>",
@@ -193,16 +187,9 @@ def write_page(
         *(ab_section(result) for result in results),
         "<h2>Commands and seconds</h2>",
         f"<pre>{escape(chr(10).join(commands))}</pre>",
-        _table(("stage", "s"), times),
+        table([("stage", "s"), *times]),
     )
-    path.write_text(
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
-        f"<title>sparse-export demo</title><style>{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(sections)
-        + "\n</body></html>\n",
-        encoding="utf-8",
-    )
+    path.write_text(page("sparse-export demo", sections, _STYLE), encoding="utf-8")
 
 
 def _totals(inspected: InspectReport) -> str:
@@ -211,9 +198,3 @@ def _totals(inspected: InspectReport) -> str:
         f"{totals.linears} linears, {totals.weights:,} weights, {totals.sparsity:.2%} zeros, "
         f"{totals.pattern}; masks: {inspected.mask_origin}"
     )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["<tr>" + "".join(f"<th>{escape(c)}</th>" for c in head) + "</tr>"]
-    lines += ["<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows]
-    return f"<table>{''.join(lines)}</table>"

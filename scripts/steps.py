@@ -6,7 +6,10 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+from exporter.errors import SparseExportError
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "build" / "bench"
@@ -23,6 +26,15 @@ def step(*command: str, allowed: tuple[int, ...] = (0,)) -> int:
     if code not in allowed:
         sys.exit(code)
     return code
+
+
+def main_of(work: Callable[[], int]) -> int:
+    """Run a script's `work`; an error of ours is told without a trace, its exit code returned."""
+    try:
+        return work()
+    except SparseExportError as error:
+        print(f"error {error}", file=sys.stderr)
+        return error.exit_code
 
 
 def make_once(folder: Path, *command: str) -> None:

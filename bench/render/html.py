@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from bench.render.plot import speed_plot_svg
 from bench.render.terminal import figure_rows, interval_name, speedup_rows
 from bench.results import AbResult, Fingerprint
 
-__all__ = ["ab_html", "ab_section", "speed_plot_svg"]
+__all__ = ["ab_html", "ab_section", "page", "speed_plot_svg", "table"]
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem;
+  color: #111; background: #fff }
 table { border-collapse: collapse; margin: 1rem 0 }
 th, td { padding: .25rem .75rem; border-bottom: 1px solid #ccc; text-align: right }
 th:first-child, td:first-child { text-align: left }
@@ -26,9 +28,8 @@ over sparse seconds in the same round; above 1 the sparse side is faster.</p>"""
 
 def ab_html(results: list[AbResult]) -> str:
     """A whole page on one or more results."""
-    parts = [_head("sparse-bench ab"), "<body><h1>Sparse against dense</h1>", _DEFINITIONS]
-    parts += [speed_plot_svg(results), *(ab_section(r) for r in results), "</body></html>\n"]
-    return "\n".join(parts)
+    parts = ["<h1>Sparse against dense</h1>", _DEFINITIONS, speed_plot_svg(results)]
+    return page("sparse-bench ab", [*parts, *(ab_section(r) for r in results)])
 
 
 def ab_section(result: AbResult) -> str:
@@ -40,8 +41,8 @@ def ab_section(result: AbResult) -> str:
     return "\n".join(
         (
             f"<h2>{escape(result.title)}</h2>",
-            _table([*speedups, *speedup_rows(result)]),
-            _table([*figures, *figure_rows(result)]),
+            table([*speedups, *speedup_rows(result)]),
+            table([*figures, *figure_rows(result)]),
             f"<p>Verdict: {escape(verdict)}</p>",
             f"<ul>{notes}</ul>" if notes else "",
             f"<p>{escape(_machine(result.fingerprint))}</p>",
@@ -49,14 +50,18 @@ def ab_section(result: AbResult) -> str:
     )
 
 
-def _head(title: str) -> str:
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}'
-        f"</title><style>{_STYLE}</style></head>"
+def page(title: str, parts: Iterable[str], style: str = "") -> str:
+    """A whole page of HTML `parts`; `style` is added to the rules that all pages share."""
+    head = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        f"<title>{escape(title)}</title><style>{_STYLE}{style}</style></head>\n<body>"
     )
+    return "\n".join((head, *parts, "</body></html>\n"))
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A table of text, which is escaped; the first row is its head."""
     head, *body = rows
     lines = ["<tr>" + "".join(f"<th>{escape(c)}</th>" for c in head) + "</tr>"]
     lines += ["<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in body]
