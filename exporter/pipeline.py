@@ -7,6 +7,7 @@ be published and an unchecked model cannot be fused.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from exporter import registry
@@ -37,7 +38,7 @@ class Outcome:
     report: ExportReport | None  # None after --lower-only: nothing was verified or published
     measured: Measured
     plan: LowerPlan
-    diagnostics: tuple[Diagnostic, ...]
+    diagnostics: tuple[Diagnostic, ...]  # of the target, then of the adapters
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,14 @@ def export(request: ExportRequest, listener: Listener | None = None) -> Outcome:
         if not request.lower_only:
             report = _verify_and_publish(prepared, staged, watch, listener)
     prepared.model.checked.checkpoint.close()
-    return Outcome(
-        report, _measured(prepared, watch, baseline), prepared.plan, prepared.diagnostics
-    )
+    told = (*prepared.diagnostics, *_warnings(prepared.adapters))
+    return Outcome(report, _measured(prepared, watch, baseline), prepared.plan, told)
+
+
+def _warnings(adapters: Iterable[tuple[Adapter, float]]) -> Iterator[Diagnostic]:
+    for adapter, _ in adapters:
+        texts = [*adapter.facts.get("warnings", ()), adapter.facts.get("base_warning")]
+        yield from (Diagnostic("warning", f"adapter {adapter.name}: {t}") for t in texts if t)
 
 
 def _stop_on_refusal(target: str, diagnostics: tuple[Diagnostic, ...]) -> None:

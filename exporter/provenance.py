@@ -9,6 +9,7 @@ from typing import Any
 
 from exporter import __version__
 from exporter.adapters.base import Adapter
+from exporter.adapters.identity import LOCAL
 from exporter.contract import Diagnostic, Progress, Target
 from exporter.merge.measure import measure
 from exporter.model import FusedModel
@@ -100,7 +101,7 @@ def _model_part(model: FusedModel) -> ModelPart:
 
 
 def _adapter_part(adapter: Adapter, weight: float) -> AdapterPart:
-    facts: Mapping[str, Any] = adapter.facts
+    facts: Mapping[str, Any] = {k: v for k, v in adapter.facts.items() if k not in LOCAL}
     return AdapterPart(
         family=adapter.family,
         weight=weight,

@@ -6,7 +6,6 @@ The cache grows: what the engine returns is fed back as it is, without a copy to
 from __future__ import annotations
 
 import os
-import resource
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from onnxruntime.capi import (
 
 from exporter.contract import Facts, Generation
 from exporter.errors import EngineUnfit
+from exporter.memory import peak_rss_bytes
 from exporter.store.dtypes import F32
 
 # onnxruntime has no common base of its own for these.
@@ -43,7 +43,9 @@ def refused(error: Exception) -> EngineUnfit:
 
 def default_threads() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def load(model: Path | bytes, folder: Path, threads: int) -> Any:
@@ -77,12 +79,14 @@ class OrtSession:
         start = time.perf_counter()
         self._session: Any = load(folder / "model.onnx", folder, self._threads)
         self._load_seconds = time.perf_counter() - start
-        self._weight_bytes = (folder / "model.data").stat().st_size
         facts: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
         self._io = facts.get("sparse_export.io", "")
-        self._max_tokens = int(facts.get("sparse_export.sequence_length", "0"))
-        if self._io not in ("deepsparse", "optimum"):
+        longest = facts.get("sparse_export.sequence_length", "")
+        data = folder / "model.data"
+        ours = self._io in ("deepsparse", "optimum") and longest.isdecimal() and data.is_file()
+        if not ours:
             raise EngineUnfit("engine-refused", "the graph is not one of ours", file="model.onnx")
+        self._weight_bytes, self._max_tokens = data.stat().st_size, int(longest)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         self._past: list[Any] = [v for v in inputs if v.name.startswith("past_key_values.")]
         self._outputs: list[str] = [v.name for v in outputs]
@@ -128,7 +132,7 @@ class OrtSession:
             threads=self._threads,
             ops_share=1.0,  # the CPU provider is the engine; there is nothing to fall back to
             weight_bytes=self._weight_bytes,
-            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_rss_bytes=peak_rss_bytes(),
             load_seconds=self._load_seconds,
             extra={"io": self._io, "cache": "growing"},
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
@@ -14,6 +13,7 @@ from transformers import DynamicCache
 from backends.reference.build import build_model
 from exporter.contract import Facts, Generation
 from exporter.errors import UsageError, VerificationFailed
+from exporter.memory import peak_rss_bytes
 from exporter.model import FusedModel
 from exporter.store.dtypes import F32
 
@@ -107,7 +107,7 @@ class TorchReference:
             threads=torch.get_num_threads(),
             ops_share=1.0,
             weight_bytes=sum(p.numel() * p.element_size() for p in self._open_net().parameters()),
-            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_rss_bytes=peak_rss_bytes(),
             load_seconds=self._load_seconds,
             extra={"attention": "eager", "dtype": "float32", "cache": "DynamicCache"},
         )

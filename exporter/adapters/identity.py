@@ -8,15 +8,18 @@ from typing import Any
 from exporter.adapters.base import BaseIdentity
 from exporter.errors import InputRefused
 
+# Facts that depend on what the base's folder is called here.
+LOCAL = frozenset({"base_name_agrees", "base_warning"})
+
 
 def base_facts(
-    named: str | None, sha256: str | None, base: BaseIdentity, file: str, warnings: list[str]
+    named: str | None, sha256: str | None, base: BaseIdentity, file: str
 ) -> dict[str, Any]:
     """Compare what an adapter records of its base; gives facts for the report.
 
     A name is a path or a hub id and differs from machine to machine, so a different name is a
-    warning (appended to `warnings`). A digest that differs is a refusal; the base is read whole
-    for it, so only where one is recorded.
+    warning, and what follows from the base's name (`LOCAL`) stays out of the report. A digest
+    that differs is a refusal; the base is read whole for it, so only where one is recorded.
 
     Raises:
         InputRefused: `adapter-base`.
@@ -30,12 +33,15 @@ def base_facts(
                 expected="the very weights that the adapter was trained on",
                 file=file,
             )
-    same = _same_name(named, base.name)
+    same, warning = _same_name(named, base.name), None
     if same is False and sha256 is None:
-        warnings.append(
-            f"trained on {_last(named)!r}, exported with {_last(base.name)!r}: check the base"
-        )
-    return {"base_named": _last(named), "base_name_agrees": same, "base_digest": sha256}
+        warning = f"trained on {_last(named)!r}, exported with {_last(base.name)!r}: check the base"
+    return {
+        "base_named": _last(named),
+        "base_name_agrees": same,
+        "base_warning": warning,
+        "base_digest": sha256,
+    }
 
 
 def _same_name(named: str | None, base: str | None) -> bool | None:

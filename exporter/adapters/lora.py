@@ -161,9 +161,7 @@ def _facts(
         # PEFT itself sets it to False on nn.Linear, which all linears here are
         # (peft/tuners/lora/layer.py, `dispatch_default`).
         warnings.append("fan_in_fan_out is true, which PEFT ignores on linear layers; ignored")
-    facts = base_facts(
-        config.base_model_name_or_path, config.base_sha256, base, opened.config_file, warnings
-    )
+    facts = base_facts(config.base_model_name_or_path, config.base_sha256, base, opened.config_file)
     return {
         **facts,
         "ranks": sorted(set(ranks.values())),

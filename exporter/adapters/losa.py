@@ -67,7 +67,7 @@ class LosaFamily:
         _check_all_factors(opened, factors)
         _check_rank_table(config, factors, folder)
         _check_peft_agrees(config, opened)
-        facts = base_facts(config.base, config.base_sha256, base, label(folder, LOSA_CONFIG), [])
+        facts = base_facts(config.base, config.base_sha256, base, label(folder, LOSA_CONFIG))
         shapes = check_modules(factors, spec, opened.tensors.label)
         linears = {li.module: (li.out_features, li.in_features) for li in spec.linears()}
         masks = open_masks(folder, config.mask, factors, linears)

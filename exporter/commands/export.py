@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -65,7 +66,7 @@ def export_command(
     request = ExportRequest(
         model=model,
         target=name,
-        output=output or model.absolute().parent / f"{model.absolute().name}-{name}",
+        output=output or _beside(model, name),
         target_options=options,
         adapters=tuple(AdapterRequest.parse(a) for a in adapter or ()),
         masks=masks,
@@ -78,6 +79,11 @@ def export_command(
         _show_plan(request, json_out)
     else:
         _run(request, json_out)
+
+
+def _beside(model: Path, target: str) -> Path:
+    place = Path(os.path.abspath(model))  # "." and ".." have no name of their own
+    return place.with_name(f"{place.name}-{target}") if place.name else Path(target)
 
 
 def _show_plan(request: ExportRequest, json_out: bool) -> None:
@@ -109,7 +115,7 @@ def render_outcome(outcome: Outcome, request: ExportRequest, console: Console) -
     report = outcome.report
     if report is None:
         return
-    for part in report.diagnostics:
+    for part in outcome.diagnostics:
         console.print(f"{part.level}: {part.message}", markup=False)
     for line in note_lines(report.model.notes):
         console.print(f"note: {line}", markup=False)

@@ -178,8 +178,7 @@ def _record(
         "policy": policy or ("exact" if adapters else "none"),
         "policies_used": used,
         "adapters": [
-            {"name": a.name, "family": a.family, "weight": w, "modules": len(a.deltas)}
-            for a, w in adapters
+            {"family": a.family, "weight": w, "modules": len(a.deltas)} for a, w in adapters
         ],
         "modules": {m: {"policy": d.policy.name, "reason": d.reason} for m, d in decisions.items()},
         "replaced": {t: r.why for t, r in sorted(whole.replaced.items())},

@@ -234,7 +234,7 @@ def test_another_base_name_is_a_warning(tmp_path: Path):
     folder = simple_lora(tmp_path / "a", spec_of())
     adapter = read(folder, base=BaseIdentity("/models/other-base", lambda: DIGEST))
     assert adapter.facts["base_named"] == "tiny-base"
-    assert "other-base" in adapter.facts["warnings"][0]
+    assert "other-base" in adapter.facts["base_warning"]
 
 
 def test_a_recorded_digest_is_compared(tmp_path: Path):

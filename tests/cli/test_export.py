@@ -47,13 +47,18 @@ def test_options_may_come_first(sparse_model: Path, tmp_path: Path) -> None:
 
 
 def test_two_exports_in_different_folders_give_equal_bytes(
-    sparse_model: Path, tmp_path: Path
+    sparse_model: Path, plain_lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    copy = tmp_path / "another place" / "another name"
+    copy, adapter = tmp_path / "another place" / "another name", tmp_path / "another adapter"
     shutil.copytree(sparse_model, copy)
+    shutil.copytree(plain_lora, adapter)
     outs = [tmp_path / "a" / "x", tmp_path / "b" / "y"]
-    for model, out in zip((sparse_model, copy), outs, strict=True):
-        assert run([str(model), "--target", "onnxruntime", "-o", str(out)]) == 0
+    runs = ((sparse_model, plain_lora, False), (copy, adapter, True))
+    for (model, lora, renamed), out in zip(runs, outs, strict=True):
+        more = ["--adapter", str(lora), "--on-merge", "mask"]
+        assert run([str(model), "--target", "onnxruntime", "-o", str(out), *more]) == 0
+        # That the base bears another name than the adapter records is told, not written.
+        assert ("check the base" in " ".join(capsys.readouterr().out.split())) is renamed
     first, second = map(files, outs)
     assert first.keys() == second.keys()
     differing = [name for name in first if first[name] != second[name]]

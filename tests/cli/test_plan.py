@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from exporter.cli import run
+from exporter.commands.export import _beside
 
 
 def plan(model: Path, out: Path, *more: str) -> int:
@@ -21,6 +22,13 @@ def test_of_an_output_whose_parents_are_not_there(
     found = json.loads(capsys.readouterr().out)
     assert found["disk_free_bytes"] > 0 and found["fits_on_disk"] is True
     assert not (tmp_path / "not").exists()
+
+
+@pytest.mark.parametrize("given", [".", "../model", "sub/.."])
+def test_the_default_output_lies_beside_the_model(given: str, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "model" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "model")
+    assert _beside(Path(given), "x") == tmp_path / "model-x"
 
 
 def test_of_an_unknown_policy(sparse_model: Path, tmp_path: Path, capsys) -> None:

@@ -11,12 +11,13 @@ import pytest
 
 # A model that exists only as a rule for its rows, so that the child holds nothing else.
 CHILD = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 import numpy as np
 from backends.decoder_graph.lower import lower_decoder, plan_decoder
 from backends.decoder_graph.options import GraphOptions
 from exporter.arch.spec import load_spec
+from exporter.memory import peak_rss_bytes
 from exporter.model import CheckedModel, FusedModel, FusedTensor
 from exporter.store.checkpoint import Checkpoint
 
@@ -31,9 +32,9 @@ tensors = {n: FusedTensor(n, s, reader(s)) for n, s in spec.tensors().items()}
 checked = CheckedModel(Checkpoint(Path(), {}, config, ()), spec, {}, None, True)
 model = FusedModel(checked, tensors, {}, True, {})
 plan = plan_decoder(model, GraphOptions())
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak_rss_bytes()
 lower_decoder(model, Path(sys.argv[1]), GraphOptions())
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = peak_rss_bytes()
 print(json.dumps(dict(extra=peak - before, plan=plan.peak_bytes, peak=peak)))
 """
 LARGEST = 1024 * 4096 * 4
