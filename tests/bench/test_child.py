@@ -16,16 +16,16 @@ _NESTED = "import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r
 
 def test_peak_is_that_of_the_child_alone() -> None:
     ballast = bytearray(300 << 20)
-    plain = run_child([sys.executable, "-c", _HOLD.format(mb=1, s=0.2)])
-    large = run_child([sys.executable, "-c", _HOLD.format(mb=200, s=0.2)])
+    plain = run_child([sys.executable, "-c", _HOLD.format(mb=1, s=0.5)])
+    large = run_child([sys.executable, "-c", _HOLD.format(mb=200, s=0.5)])
     grown = large.peak_rss_bytes - plain.peak_rss_bytes
     assert grown == pytest.approx(199 << 20, rel=0.05)
     assert plain.peak_rss_bytes < 100e6 < len(ballast)
-    assert plain.seconds >= 0.2
+    assert plain.seconds >= 0.5
 
 
 def test_memory_that_was_freed_still_counts() -> None:
-    code = "x = bytearray(200 << 20); del x; import time; time.sleep(0.3)"
+    code = "x = bytearray(200 << 20); del x; import time; time.sleep(0.6)"
     assert run_child([sys.executable, "-c", code]).peak_rss_bytes > 200 << 20
 
 
