@@ -19,7 +19,7 @@ TARGET = "deepsparse"
 MODELS = BENCH / "models"
 # Both artefacts are in memory together. DeepSparse compiles a second copy of the weights for
 # prompt chunks, which 24 GB do not hold for the 1.1 B shape: its prompts go token by token.
-OPTIONS = {"smollm2": "", SHAPE: ",sequence_length=256,prefill_chunk=1"}
+OPTIONS = {"smollm2": "", SHAPE: ",sequence_length=128,prefill_chunk=1"}
 
 
 def main() -> int:
