@@ -20,7 +20,8 @@ SPARSE_FROM = 0.3
 _SPEED = {
     "avx2": Diagnostic(
         "warning",
-        "this CPU has AVX2 only: measured here, DeepSparse gains nothing from sparsity at decode "
+        "this CPU has AVX2 only: measured on such a CPU (Zen 3), DeepSparse "
+        "gains nothing from sparsity at decode "
         "(70 % zeros: 0.85-0.93 of dense speed) and loses at prompt chunks of 4 to 32 tokens "
         "(0.25-0.65); chunks of 64 and more gain (1.4-1.6). Decode gains need AVX-512",
     ),
