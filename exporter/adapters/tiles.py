@@ -31,3 +31,11 @@ def zero_outside(block: F32, kept: Bools) -> None:
     """
     bits = block.view(np.uint32)
     np.multiply(bits, kept.view(np.uint8), out=bits)
+
+
+def add_kept(weight: F32, kept: Bools | None, delta: F32) -> F32:
+    """`weight + delta` in place, +0.0 outside `kept` (None: the weight is dense)."""
+    weight += delta
+    if kept is not None:
+        zero_outside(weight, kept)
+    return weight

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from exporter.adapters.tiles import zero_outside
+from exporter.adapters.tiles import add_kept
 from exporter.sparsity.mask import Bools
 from exporter.store.dtypes import F32
 
@@ -19,7 +19,4 @@ class ExactPolicy:
 
     def merge(self, weight: F32, kept: Bools | None, delta: F32) -> F32:
         """`weight + delta`; a zero of the base stays, as +0.0."""
-        weight += delta
-        if kept is not None:
-            zero_outside(weight, kept)
-        return weight
+        return add_kept(weight, kept, delta)

@@ -9,7 +9,6 @@ import queue
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from exporter.errors import InputRefused
 
 Data = bytes | bytearray | memoryview | NDArray[Any]
 _CHUNK = 4 << 20  # bytes handed to the hashing thread at once
-_QUEUED = 3  # chunks that may wait: bounds the memory of a writer to about 16 MiB
+_BUFFERS = 3  # chunks under way, used in turn: a writer's memory does not depend on the load
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,8 @@ class RunningHash:
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
-        self._queue: queue.Queue[bytes | None] = queue.Queue(_QUEUED)
+        self._free: queue.Queue[bytearray] = queue.Queue()
+        self._full: queue.Queue[tuple[bytearray, int] | None] = queue.Queue()
         self._thread: threading.Thread | None = None
 
     def update(self, data: memoryview) -> None:
@@ -45,22 +45,33 @@ class RunningHash:
             if len(data) < _CHUNK // 16:
                 self._hash.update(data)
                 return
-            self._thread = threading.Thread(target=self._run, name="sha256", daemon=True)
-            self._thread.start()
+            self._start()
         for start in range(0, len(data), _CHUNK):
-            self._queue.put(bytes(data[start : start + _CHUNK]))
+            chunk = data[start : start + _CHUNK]
+            buffer = self._free.get()
+            memoryview(buffer)[: len(chunk)] = chunk  # slicing the bytearray would copy twice
+            self._full.put((buffer, len(chunk)))
 
     def finish(self) -> str:
         """The hex digest of everything so far; ends the thread."""
         if self._thread is not None:
-            self._queue.put(None)
+            self._full.put(None)
             self._thread.join()
             self._thread = None
         return self._hash.hexdigest()
 
+    def _start(self) -> None:
+        for _ in range(_BUFFERS):
+            self._free.put(bytearray(_CHUNK))
+        self._thread = threading.Thread(target=self._run, name="sha256", daemon=True)
+        self._thread.start()
+
     def _run(self) -> None:
-        while (chunk := self._queue.get()) is not None:
-            self._hash.update(chunk)
+        while (filled := self._full.get()) is not None:
+            buffer, size = filled
+            with memoryview(buffer) as view:
+                self._hash.update(view[:size])
+            self._free.put(buffer)
 
 
 class RawWriter:
@@ -133,12 +144,7 @@ class RawWriter:
     def __enter__(self) -> RawWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.abort()
 
     def __del__(self) -> None:

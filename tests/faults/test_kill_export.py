@@ -36,8 +36,9 @@ def kill_at(command: list[str], seconds: float) -> None:
 
 
 def moments(dice: random.Random, kills: int, whole: float) -> list[float]:
-    """Over the whole run, and as many again in its last quarter, where it publishes."""
-    spread = [dice.uniform(0.0, whole) for _ in range((kills + 1) // 2)]
+    """One in each equal part of the run, and as many again in its last quarter, at publishing."""
+    parts = (kills + 1) // 2
+    spread = [dice.uniform(part, part + 1) * whole / parts for part in range(parts)]
     return spread + [dice.uniform(0.75 * whole, 1.05 * whole) for _ in range(kills // 2)]
 
 
