@@ -64,7 +64,8 @@ def _branches(adapters: Iterable[Adapter]) -> dict[str, LowRank]:
     found: dict[str, LowRank] = {}
     for adapter in adapters:
         for module, delta in adapter.deltas.items():
-            branch = delta.low_rank()
+            factors = getattr(delta, "low_rank", None)  # a delta bound to the base has none
+            branch = factors() if factors else None
             if branch is not None:
                 found[module] = branch
     return found

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from exporter.arch.spec import DecoderSpec
 from exporter.model import LowRank, RowReader
-from exporter.sparsity.mask import Mask
+from exporter.sparsity.mask import Bools, Mask
 from exporter.store.dtypes import F32
 
 
@@ -27,6 +27,28 @@ class Delta(Protocol):
 
     def low_rank(self) -> LowRank | None:
         """The factors when the delta is `scale * B A` without a mask; None otherwise."""
+        ...
+
+
+KeptRows = Callable[[int, int], Bools]
+
+
+class BaseBound(Protocol):
+    """A delta that is a function of the weight it is added to: DoRA, SPP, IA3, a full fine-tune."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`[out, in]`."""
+        ...
+
+    def bind(self, base: RowReader, kept: KeptRows | None) -> Delta:
+        """The delta on this base.
+
+        Args:
+            base: fresh float32 rows of the weight before merging.
+            kept: rows of the mask where the merge will drop everything outside it; None where
+                it will not, or where that is still to be decided.
+        """
         ...
 
 
@@ -50,10 +72,10 @@ class Adapter:
 
     family: str  # "lora", "losa"
     name: str  # the folder's name, for reports
-    deltas: Mapping[str, Delta]  # module -> delta (weight of this linear, or "lm_head", embedding)
+    deltas: Mapping[str, Delta | BaseBound]  # module (a linear, the head, the embedding) -> delta
     replacements: tuple[Replacement, ...] = ()
     masks: Mapping[str, Mask] | None = None  # the mask it was trained under (LoSA)
-    masked: bool = False  # delta is zero outside `masks` by construction
+    masked: bool = False  # deltas are zero by construction outside `masks`, or where the base is
     unties: bool = False  # trained with embedding and head apart, though the base ties them
     tensors_used: int = 0
     facts: Mapping[str, Any] = field(default_factory=dict)  # rank, alpha, scaling: for the report

@@ -12,6 +12,7 @@ import numpy as np
 from exporter.adapters.base import Replacement
 from exporter.adapters.factors import Factors
 from exporter.adapters.lora_config import LoraConfig
+from exporter.adapters.peft_config import PeftConfig
 from exporter.adapters.tensors import TensorFile, largest_magnitude
 from exporter.arch.spec import DecoderSpec
 from exporter.errors import InputRefused
@@ -87,7 +88,7 @@ def _addition(
 def check_biases(
     items: Iterable[Replacement],
     modules: Iterable[str],
-    config: LoraConfig,
+    config: PeftConfig,
     spec: DecoderSpec,
     file: str,
 ) -> None:

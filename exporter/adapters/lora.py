@@ -23,6 +23,7 @@ from exporter.adapters.factors import (
 )
 from exporter.adapters.identity import base_facts
 from exporter.adapters.lora_config import LoraConfig, parse_lora_config
+from exporter.adapters.peft_config import Files, check_targets
 from exporter.adapters.peft_files import PeftFolder, open_peft, peft_type
 from exporter.adapters.replacements import (
     Replaced,
@@ -109,28 +110,9 @@ def _check_targets(
             tensor=head,
             hint="Untie the base (store its head apart, tie_word_embeddings false) and try again.",
         )
-    if config.target_modules is None:
-        return
-    wanted = {m for m in shapes if config.targets(m, head, opened.config_file)}
-    extra = [m for m in factors if m not in wanted]
-    if extra:
-        raise InputRefused(
-            "adapter-tensor-unused",
-            f"target_modules does not name the module, so PEFT would leave it out "
-            f"({len(extra)} of {len(factors)} modules)",
-            expected="tensors of targeted modules",
-            file=opened.tensors.label,
-            tensor=factors[extra[0]].a,
-        )
-    missing = [m for m in shapes if m in wanted and m not in factors]
-    if missing:
-        raise InputRefused(
-            "adapter-tensor-missing",
-            f"target_modules names {len(wanted)} modules, {len(missing)} have no tensors",
-            expected="lora_A.weight and lora_B.weight of each",
-            file=opened.tensors.label,
-            tensor=missing[0],
-        )
+    found = {m: pair.a for m, pair in factors.items()}
+    files = Files(opened.config_file, opened.tensors.label)
+    check_targets(found, config, shapes, spec, files)
 
 
 def _check_not_empty(

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from exporter.adapters.options import COMMON_HARMLESS, OptionTable, check_options
-from exporter.adapters.patterns import inside_saved, layer_index, names_module, pattern_key
+from exporter.adapters.patterns import pattern_key
+from exporter.adapters.peft_config import PeftConfig
 from exporter.adapters.peft_files import validated
 from exporter.errors import InputRefused
 from exporter.limits import LIMITS
@@ -20,38 +21,22 @@ from exporter.limits import LIMITS
 _BASE_CHANGED = "its initialisation changed the base weights, which the adapter alone cannot tell"
 
 
-class LoraConfig(BaseModel):
+class LoraConfig(PeftConfig):
     """The fields that decide what a LoRA adds; defaults are PEFT's."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
     r: int = 8
     lora_alpha: int | float = 8
     use_rslora: bool = False
     rank_pattern: dict[str, int] = Field(default_factory=dict)
     alpha_pattern: dict[str, int | float] = Field(default_factory=dict)
-    target_modules: str | list[str] | None = None
-    exclude_modules: str | list[str] | None = None
-    layers_to_transform: int | list[int] | None = None
-    layers_pattern: str | list[str] | None = None
-    modules_to_save: list[str] = Field(default_factory=list)
-    ensure_weight_tying: bool = False
-    bias: Literal["none", "all", "lora_only"] = "none"
     lora_bias: bool = False
     fan_in_fan_out: bool = False
     init_lora_weights: bool | str | None = True
-    base_model_name_or_path: str | None = None
-    base_sha256: str | None = None
 
     @field_validator("rank_pattern", "alpha_pattern", mode="before")
     @classmethod
     def _null_is_empty_map(cls, value: Any) -> Any:
         return {} if value is None else value
-
-    @field_validator("modules_to_save", mode="before")
-    @classmethod
-    def _null_is_empty_list(cls, value: Any) -> Any:
-        return [] if value is None else value
 
     def rank(self, module: str, file: str) -> int:
         """Rank of one module."""
@@ -67,27 +52,6 @@ class LoraConfig(BaseModel):
         """`alpha / r`, or `alpha / sqrt(r)` with rsLoRA (Kalajdzievski 2023, eq. 4)."""
         rank = self.rank(module, file)
         return self.alpha(module, file) / (math.sqrt(rank) if self.use_rslora else rank)
-
-    def targets(self, module: str, head: str, file: str) -> bool:
-        """Whether PEFT would put a LoRA on this linear; `head` is the head's module name."""
-        if self.exclude_modules and names_module(self.exclude_modules, module, file):
-            return False
-        if inside_saved(self.modules_to_save, module) or self.target_modules is None:
-            return False
-        if isinstance(self.target_modules, str):
-            if self.target_modules.lower() == "all-linear":
-                return module != head
-            return names_module(self.target_modules, module, file)
-        if module in self.target_modules:
-            return True
-        return names_module(self.target_modules, module, file) and self._in_layers(module, file)
-
-    def _in_layers(self, module: str, file: str) -> bool:
-        wanted = self.layers_to_transform
-        if wanted is None or wanted == []:
-            return True
-        index = layer_index(module, self.layers_pattern, file)
-        return index in ([wanted] if isinstance(wanted, int) else wanted)
 
 
 OPTIONS = OptionTable(

@@ -41,15 +41,17 @@ class PeftName:
     base_layer: bool = False
 
 
-def parse_names(names: Iterable[str], file: str) -> list[PeftName]:
-    """All names of one file.
+def parse_names(
+    names: Iterable[str], file: str, marks: tuple[str, ...] = ("lora_",)
+) -> list[PeftName]:
+    """All names of one file; `marks` are the beginnings of the family's own parts.
 
     Raises:
         InputRefused: `adapter-tensor-unused` for a missing, doubled or foreign prefix;
             `adapter-invalid` where two adapters are mixed or two names mean one tensor.
     """
-    parsed = [_parse(n, file) for n in sorted(names)]
-    infixes = {p.adapter for p in parsed if p.part.startswith("lora_")}
+    parsed = [_parse(n, file, marks) for n in sorted(names)]
+    infixes = {p.adapter for p in parsed if p.part.startswith(marks)}
     if len(infixes) > 1:
         found = sorted("none" if i is None else repr(i) for i in infixes)
         raise InputRefused(
@@ -68,16 +70,17 @@ def parse_names(names: Iterable[str], file: str) -> list[PeftName]:
     return parsed
 
 
-def _parse(name: str, file: str) -> PeftName:
+def _parse(name: str, file: str, marks: tuple[str, ...]) -> PeftName:
     if not name.startswith(PREFIX):
         raise _foreign(name, _culprit(name), file)
     rest = name.removeprefix(PREFIX)
     culprit = _culprit(rest)
     if culprit:
         raise _foreign(name, culprit, file)
-    module, dot, tail = rest.partition(".lora_")
-    if dot:
-        return _lora_name(name, module, tail)
+    for mark in marks:
+        module, dot, tail = rest.partition(f".{mark}")
+        if dot:
+            return _own_name(name, module, mark, tail)
     module, _, part = rest.rpartition(".")
     if part not in ("weight", "bias") or not module:
         raise _unknown(name, file)
@@ -85,12 +88,12 @@ def _parse(name: str, file: str) -> PeftName:
     return PeftName(name, module.removesuffix(".base_layer"), part, base_layer=base_layer)
 
 
-def _lora_name(name: str, module: str, tail: str) -> PeftName:
+def _own_name(name: str, module: str, mark: str, tail: str) -> PeftName:
     """`tail` is "A.weight", "A.default.weight", "embedding_A", "embedding_A.default", ..."""
     pieces = tail.split(".")
     leaf = pieces.pop() if pieces[-1] in ("weight", "bias") and len(pieces) > 1 else None
     adapter = ".".join(pieces[1:]) or None
-    part = f"lora_{pieces[0]}" + (f".{leaf}" if leaf else "")
+    part = f"{mark}{pieces[0]}" + (f".{leaf}" if leaf else "")
     return PeftName(name, module, part, adapter)
 
 

@@ -6,17 +6,21 @@ pickle (adapter_model.bin) is refused, and class names in `auto_mapping` are not
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from exporter.adapters.names import PeftName, parse_names
 from exporter.adapters.tensors import TensorFile
 from exporter.errors import InputRefused
 from exporter.store.jsonio import read_json
+from exporter.store.sink import RawWriter
+from exporter.store.writer import write_safetensors
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -81,8 +85,8 @@ def read_config(folder: Path, name: str = CONFIG) -> Mapping[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-def open_peft(folder: Path) -> PeftFolder:
-    """Open a folder whose config is there.
+def open_peft(folder: Path, marks: tuple[str, ...] = ("lora_",)) -> PeftFolder:
+    """Open a folder whose config is there; `marks` as in `parse_names`.
 
     Raises:
         InputRefused: `pickle-refused`, `ambiguous-weights`, `input-missing`, header codes,
@@ -91,8 +95,29 @@ def open_peft(folder: Path) -> PeftFolder:
     config = read_config(folder)
     _one_set_of_weights(folder)
     tensors = TensorFile(folder / WEIGHTS, label(folder, WEIGHTS))
-    names = parse_names(tensors.entries, tensors.label)
+    names = parse_names(tensors.entries, tensors.label, marks)
     return PeftFolder(folder, config, tensors, tuple(names))
+
+
+def write_peft(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]
+) -> None:
+    """Write a folder that `open_peft` and the peft library read; equal inputs give equal bytes.
+
+    Args:
+        folder: new or empty.
+        config: adapter_config.json, with `peft_type`.
+        tensors: by their whole names, "base_model.model....".
+
+    Raises:
+        InputRefused: `output-failed`, also where one of the files is there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder / WEIGHTS, tensors, {"format": "pt"})
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    with RawWriter(folder / CONFIG) as file:
+        file.write(text.encode())
+        file.close()
 
 
 def _one_set_of_weights(folder: Path) -> None:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from exporter.adapters.base import Replacement
-from exporter.adapters.lora_config import LoraConfig
 from exporter.adapters.names import PeftName
 from exporter.adapters.patterns import saves_module
+from exporter.adapters.peft_config import PeftConfig
 from exporter.adapters.tensors import TensorFile, largest_magnitude
 from exporter.arch.spec import DecoderSpec
 from exporter.errors import InputRefused
@@ -33,7 +33,7 @@ class Replaced:
 
 
 def read_replacements(
-    names: Iterable[PeftName], config: LoraConfig, spec: DecoderSpec, tensors: TensorFile
+    names: Iterable[PeftName], config: PeftConfig, spec: DecoderSpec, tensors: TensorFile
 ) -> Replaced:
     """Every tensor of the file that is no factor.
 
@@ -41,7 +41,7 @@ def read_replacements(
         InputRefused: `adapter-module`, `adapter-shape`, `adapter-option`, `adapter-tensor-unused`,
             `adapter-tensor-missing`, `tie-conflict`, `value-not-finite`, `dtype-unsupported`.
     """
-    whole = [n for n in names if not n.part.startswith("lora_")]
+    whole = [n for n in names if n.part in ("weight", "bias")]
     # A tied head counts as a tensor here, since an adapter may give it apart.
     shapes = {**spec.tensors(), spec.head: (spec.vocab, spec.hidden)}
     linears = {li.weight for li in spec.linears()}
@@ -58,7 +58,7 @@ def read_replacements(
 
 def _one(
     name: PeftName,
-    config: LoraConfig,
+    config: PeftConfig,
     shapes: Mapping[str, tuple[int, ...]],
     spec: DecoderSpec,
     tensors: TensorFile,
@@ -89,7 +89,7 @@ def _one(
     return Replacement(target, want, tensors.rows(name.tensor), "replace", why)
 
 
-def _reason(name: PeftName, config: LoraConfig, spec: DecoderSpec, file: str) -> str:
+def _reason(name: PeftName, config: PeftConfig, spec: DecoderSpec, file: str) -> str:
     if saves_module(config.modules_to_save, name.module):
         return SAVED
     if name.part == "bias" and config.bias != "none":
@@ -125,7 +125,7 @@ def _shape_hint(target: str, spec: DecoderSpec) -> str | None:
     )
 
 
-def _saved_are_there(whole: list[PeftName], config: LoraConfig, file: str) -> None:
+def _saved_are_there(whole: list[PeftName], config: PeftConfig, file: str) -> None:
     for saved in config.modules_to_save:
         if not any(saves_module([saved], n.module) for n in whole):
             raise InputRefused(
@@ -137,7 +137,7 @@ def _saved_are_there(whole: list[PeftName], config: LoraConfig, file: str) -> No
 
 
 def _settle_tie(
-    items: dict[str, Replacement], config: LoraConfig, spec: DecoderSpec, file: str
+    items: dict[str, Replacement], config: PeftConfig, spec: DecoderSpec, file: str
 ) -> bool:
     """Decide what a replaced embedding or head means where the base ties them.
 

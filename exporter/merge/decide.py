@@ -67,8 +67,9 @@ def _branch(module: str, delta: CombinedDelta, masks: KeptMasks, asked: MergePol
     if delta.low_rank() is None:
         raise UsageError(
             "usage",
-            f"--on-merge {asked.name}: the delta has a mask, so no low-rank branch computes it",
-            expected="an adapter without a mask",
+            f"--on-merge {asked.name}: the delta is no plain low-rank product (it has a mask, or "
+            "depends on the weight), so no branch computes it",
+            expected="an adapter of plain factors",
             tensor=module,
             hint="Leave --on-merge out: a masked delta merges exactly.",
         )

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from exporter.adapters.base import Adapter, Replacement
+from exporter.adapters.base import Adapter
 from exporter.contract import Progress
 from exporter.errors import InputRefused, UsageError
+from exporter.merge.base import MergePolicy
 from exporter.merge.combined import CombinedDelta, combine
 from exporter.merge.decide import Decision, decide
 from exporter.merge.kept import KeptMasks
-from exporter.merge.rows import BaseRows, MergedRows
+from exporter.merge.rows import Bases, MergedRows, Whole
 from exporter.model import CheckedModel, FusedModel, FusedTensor, LowRank, RowReader
 
 Weighted = tuple[Adapter, float]
-
-
-@dataclass
-class _Whole:
-    """Replacements by tensor: at most one that replaces, any number that add."""
-
-    replaced: dict[str, Replacement] = field(default_factory=dict)
-    added: dict[str, list[tuple[Replacement, float]]] = field(default_factory=dict)
-
-    def touches(self, tensor: str) -> bool:
-        """Whether any adapter replaces the tensor or adds to it."""
-        return tensor in self.replaced or tensor in self.added
 
 
 def fuse(
@@ -54,11 +42,12 @@ def fuse(
     masks = KeptMasks(checked)
     for adapter, _ in adapters:
         masks.check_trained_under(adapter)
-    deltas = combine(adapters)
-    decisions = decide(deltas, masks, policy, progress)
     whole = _collect(adapters)
+    bases = Bases(checked, masks, whole)
+    deltas = combine(adapters, bases.weight)
+    decisions = decide(deltas, masks, policy, progress)
     tied = checked.head_is_tied and not any(a.unties for a, _ in adapters)
-    tensors = _tensors(checked, deltas, decisions, whole, masks, tied)
+    tensors = _tensors(deltas, decisions, bases, tied)
     _check_all_used(deltas, whole, tensors, adapters)
     kept_apart = {m: deltas[m] for m, d in decisions.items() if d.policy.keeps_branch}
     return FusedModel(
@@ -90,8 +79,8 @@ class _Branches(Mapping[str, LowRank]):
         return len(self._deltas)
 
 
-def _collect(adapters: Sequence[Weighted]) -> _Whole:
-    whole = _Whole()
+def _collect(adapters: Sequence[Weighted]) -> Whole:
+    whole = Whole()
     for adapter, weight in adapters:
         for item in adapter.replacements:
             if item.mode == "add":
@@ -110,44 +99,41 @@ def _collect(adapters: Sequence[Weighted]) -> _Whole:
 
 
 def _tensors(
-    checked: CheckedModel,
     deltas: Mapping[str, CombinedDelta],
     decisions: Mapping[str, Decision],
-    whole: _Whole,
-    masks: KeptMasks,
+    bases: Bases,
     tied: bool,
 ) -> dict[str, FusedTensor]:
-    spec = checked.spec
+    spec = bases.checked.spec
     linears = {li.weight: li for li in spec.linears()}
     shapes = dict(spec.tensors())
-    if checked.head_is_tied:
+    if bases.checked.head_is_tied:
         shapes.pop(spec.head, None)
         if not tied:
             shapes[spec.head] = (spec.vocab, spec.hidden)  # starts as a copy of the embedding
     tensors: dict[str, FusedTensor] = {}
     for name, shape in shapes.items():
-        stored = spec.embedding if name == spec.head and checked.head_is_tied else name
         module = name.removesuffix(".weight")
-        linear = linears.get(name)
-        base = BaseRows(
-            checked.checkpoint,
-            stored,
-            sparse=linear is not None and not masks.is_dense(module),
-            replaced=whole.replaced.get(name),
-            added=tuple(whole.added.get(name, ())),
-        )
         decision = decisions.get(module) if name.endswith(".weight") else None
         merges = decision is not None and not decision.policy.keeps_branch
-        rows: RowReader = base
+        rows: RowReader = bases.rows(name)
         if decision is not None and merges:
-            rows = MergedRows(base, deltas[module], decision.policy, masks)
-        tensors[name] = FusedTensor(name, shape, rows, linear, merges or whole.touches(name))
+            rows = _merged(bases, deltas[module], decision.policy)
+        changed = merges or bases.whole.touches(name)
+        tensors[name] = FusedTensor(name, shape, rows, linears.get(name), changed)
     return tensors
+
+
+def _merged(bases: Bases, delta: CombinedDelta, policy: MergePolicy) -> MergedRows:
+    masks = bases.masks
+    if policy.keeps_mask and not masks.is_dense(delta.module):
+        delta = delta.under(lambda r0, r1: masks.rows(delta.module, r0, r1))
+    return MergedRows(bases.weight(delta.module), delta, policy, masks)
 
 
 def _check_all_used(
     deltas: Mapping[str, CombinedDelta],
-    whole: _Whole,
+    whole: Whole,
     tensors: Mapping[str, FusedTensor],
     adapters: Sequence[Weighted],
 ) -> None:
@@ -168,7 +154,7 @@ def _check_all_used(
 def _record(
     adapters: Sequence[Weighted],
     decisions: Mapping[str, Decision],
-    whole: _Whole,
+    whole: Whole,
     policy: str | None,
     tied: bool,
     checked: CheckedModel,
@@ -187,7 +173,7 @@ def _record(
     }
 
 
-def _head_note(tied: bool, checked: CheckedModel, whole: _Whole) -> str:
+def _head_note(tied: bool, checked: CheckedModel, whole: Whole) -> str:
     if not checked.head_is_tied:
         return "apart"
     if not tied:

@@ -11,7 +11,7 @@ from exporter.arch.spec import Linear
 from exporter.errors import InputRefused
 from exporter.model import CheckedModel
 from exporter.sparsity.bits import popcount
-from exporter.sparsity.mask import Mask
+from exporter.sparsity.mask import Bools, Mask
 
 
 class KeptMasks:
@@ -39,6 +39,10 @@ class KeptMasks:
     def mask(self, module: str) -> Mask | None:
         """The mask that merging must respect."""
         return None if self.is_dense(module) else self._read(module)
+
+    def rows(self, module: str, r0: int, r1: int) -> Bools:
+        """Rows of the mask of a linear that is not dense."""
+        return self._read(module).rows(r0, r1)
 
     def _read(self, module: str) -> Mask:
         held = self._held  # read once: another thread may set it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from exporter.adapters.tiles import tiles
 from exporter.merge.base import MergePolicy
 from exporter.merge.combined import CombinedDelta
 from exporter.merge.kept import KeptMasks
-from exporter.model import RowReader
+from exporter.model import CheckedModel, RowReader
 from exporter.store.checkpoint import Checkpoint
 from exporter.store.dtypes import F32
 
@@ -38,6 +38,44 @@ class BaseRows:
 
     def _base(self, r0: int, r1: int) -> F32:
         return self.checkpoint.rows(self.tensor, r0, r1)
+
+
+@dataclass
+class Whole:
+    """Replacements by tensor: at most one that replaces, any number that add."""
+
+    replaced: dict[str, Replacement] = field(default_factory=dict)
+    added: dict[str, list[tuple[Replacement, float]]] = field(default_factory=dict)
+
+    def touches(self, tensor: str) -> bool:
+        """Whether any adapter replaces the tensor or adds to it."""
+        return tensor in self.replaced or tensor in self.added
+
+
+@dataclass(frozen=True)
+class Bases:
+    """The base's tensors as deltas find them: replaced and added to, not yet merged."""
+
+    checked: CheckedModel
+    masks: KeptMasks
+    whole: Whole = field(default_factory=Whole)
+
+    def rows(self, tensor: str) -> BaseRows:
+        """Rows of one tensor; a tied head's are those of the embedding."""
+        spec = self.checked.spec
+        stored = spec.embedding if tensor == spec.head and self.checked.head_is_tied else tensor
+        module = tensor.removesuffix(".weight")
+        return BaseRows(
+            self.checked.checkpoint,
+            stored,
+            sparse=tensor != module and not self.masks.is_dense(module),
+            replaced=self.whole.replaced.get(tensor),
+            added=tuple(self.whole.added.get(tensor, ())),
+        )
+
+    def weight(self, module: str) -> BaseRows:
+        """Rows of a module's weight."""
+        return self.rows(f"{module}.weight")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from exporter.contract import Progress
 from exporter.merge.base import DeltaShare
 from exporter.merge.combined import CombinedDelta, combine
 from exporter.merge.kept import KeptMasks
+from exporter.merge.rows import Bases
 from exporter.model import CheckedModel
 from exporter.sparsity.mask import Bools
 from exporter.store.dtypes import F32
@@ -28,7 +29,8 @@ def delta_shares(
     Raises:
         UsageError: see `combine`.
     """
-    return shares_of(combine(adapters), KeptMasks(checked), progress)
+    masks = KeptMasks(checked)
+    return shares_of(combine(adapters, Bases(checked, masks).weight), masks, progress)
 
 
 def shares_of(
