@@ -11,9 +11,11 @@ from exporter import __version__
 from exporter.adapters.base import Adapter
 from exporter.adapters.identity import LOCAL
 from exporter.contract import Diagnostic, Progress, Target
+from exporter.merge.accounting import account
 from exporter.merge.measure import measure
 from exporter.model import FusedModel
 from exporter.report.export import (
+    AccountingPart,
     AdapterPart,
     ArtefactPart,
     DiagnosticPart,
@@ -25,6 +27,7 @@ from exporter.report.inspect import notes_of
 from exporter.sparsity.pattern import model_pattern
 from exporter.verify.files import list_files
 from exporter.verify.result import VerifyReport
+from exporter.verify.structure import parse_dtype
 
 
 def target_options(target: Target) -> dict[str, Any]:
@@ -46,13 +49,16 @@ def build_report(
     """The report of a verified artefact in `folder`; equal inputs give equal reports."""
     structure = verification.structure
     files, _ = list_files(folder)
-    merge = {**model.record, "figures": measure(model, progress=progress)}
+    types = {t.name: parse_dtype(t.dtype) for t in target.read_back(folder)}
+    figures = measure(model, {n: t for n, t in types.items() if t}, progress)
+    merge = {**model.record, "figures": figures}
     return ExportReport(
         tool=f"sparse-export {__version__}",
         target=_target_part(target),
         model=_model_part(model),
         adapters=tuple(_adapter_part(a, w) for a, w in adapters),
         merge=merge,
+        accounting=AccountingPart(**dataclasses.asdict(account(model, adapters, figures))),
         diagnostics=tuple(DiagnosticPart(**dataclasses.asdict(d)) for d in diagnostics),
         artefact=ArtefactPart(
             files=files,

@@ -78,6 +78,7 @@ class Adapter:
     masked: bool = False  # deltas are zero by construction outside `masks`, or where the base is
     unties: bool = False  # trained with embedding and head apart, though the base ties them
     tensors_used: int = 0
+    tensors_found: int = 0  # in the folder's files; `load_adapter` counts them apart
     facts: Mapping[str, Any] = field(default_factory=dict)  # rank, alpha, scaling: for the report
 
 

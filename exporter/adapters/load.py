@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from exporter.adapters.base import Adapter, AdapterFamily, BaseIdentity
@@ -10,6 +11,7 @@ from exporter.adapters.losa import LosaFamily
 from exporter.adapters.peft_files import CONFIG, label, peft_type
 from exporter.arch.spec import DecoderSpec
 from exporter.errors import InputRefused
+from exporter.store.header import read_header
 
 # Asked in turn. A LoSA bundle is also a readable LoRA folder, so LoSA is asked first.
 FAMILIES: tuple[AdapterFamily, ...] = (LosaFamily(), LoraFamily())
@@ -45,8 +47,25 @@ def load_adapter(path: Path, spec: DecoderSpec, base: BaseIdentity) -> Adapter:
         )
     for family in FAMILIES:
         if family.claims(path):
-            return family.read(path, spec, base)
+            return _all_used(family.read(path, spec, base), path)
     raise _unclaimed(path)
+
+
+def _all_used(adapter: Adapter, folder: Path) -> Adapter:
+    """Count the tensors again, without the family's help: none may be left over."""
+    files = sorted(f for f in folder.glob("*.safetensors") if f.is_file())
+    counts = {f.name: len(read_header(f).entries) for f in files}
+    found = sum(counts.values())
+    if found != adapter.tensors_used:
+        listed = ", ".join(f"{n} in {name}" for name, n in counts.items())
+        raise InputRefused(
+            "adapter-tensor-unused",
+            f"{adapter.tensors_used} of {found} tensors belong to the adapter ({listed})",
+            expected="no other tensors in the folder",
+            file=label(folder, files[0].name) if files else adapter.name,
+            hint="Move files that are not the adapter's out of its folder.",
+        )
+    return replace(adapter, tensors_found=found)
 
 
 def _unclaimed(path: Path) -> InputRefused:

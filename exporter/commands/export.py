@@ -141,6 +141,7 @@ def _rows(report: ExportReport, outcome: Outcome) -> list[tuple[str, str]]:
             ", ".join(f"{a.family}, {a.modules} modules" for a in report.adapters) or "none",
         ),
         ("merge", str(report.merge.get("policy", "none"))),
+        *([("accounting", "; ".join(lines))] if (lines := report.accounting.lines()) else ()),
         ("artefact", f"{report.artefact.total_bytes / 1e6:.1f} MB"),
         ("verified by", str(verification.get("engine", ""))),
         ("verdict", str(verification.get("summary", ""))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,10 +33,12 @@ class ModuleFigures:
 
 
 def measure(
-    fused: FusedModel, dtype: DType | None = None, progress: Progress | None = None
+    fused: FusedModel,
+    dtypes: Mapping[str, DType] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """`ModuleFigures` as plain values, by module; reads every delta once, and with `dtype` every
-    merged weight too.
+    """`ModuleFigures` as plain values, by module; reads every delta once, and every merged weight
+    too whose tensor has a type in `dtypes`.
 
     Raises:
         InputRefused: `adapter-empty` where there are deltas and none changes an element.
@@ -43,7 +46,7 @@ def measure(
     merged = [(t, t.rows) for t in fused.tensors.values() if isinstance(t.rows, MergedRows)]
     figures: dict[str, dict[str, Any]] = {}
     for done, (tensor, rows) in enumerate(merged):
-        figures[rows.delta.module] = asdict(_one(tensor, rows, dtype))
+        figures[rows.delta.module] = asdict(_one(tensor, rows, (dtypes or {}).get(tensor.name)))
         if progress is not None:
             progress("measure the merge", done + 1, len(merged))
     if figures and not fused.branches and not any(f["changed"] for f in figures.values()):

@@ -52,6 +52,37 @@ class AdapterPart(_Frozen):
     facts: Mapping[str, Any]
 
 
+class AccountingPart(_Frozen):
+    """What became of the adapters; see `exporter.merge.accounting.Accounting`."""
+
+    tensors_found: int
+    tensors_used: int
+    linears: int
+    linears_adapted: int
+    linears_changed: int
+    unchanged: tuple[str, ...]
+    replaced: int
+    added_to: int
+    elements_changed: int
+    elements_vanished: int | None
+
+    def lines(self) -> tuple[str, ...]:
+        """What a person reads."""
+        if not self.tensors_found:
+            return ()
+        changed = f"{self.linears_changed} of {self.linears_adapted} adapted linears changed"
+        lines = [f"{self.tensors_used} of {self.tensors_found} adapter tensors used", changed]
+        if self.replaced or self.added_to:
+            lines.append(f"{self.replaced} tensors replaced, {self.added_to} added to")
+        if self.elements_vanished is not None:
+            share = self.elements_vanished / max(1, self.elements_changed)
+            lines.append(
+                f"{self.elements_vanished:,} of {self.elements_changed:,} changes vanished in "
+                f"rounding ({share:.2%})"
+            )
+        return tuple(lines)
+
+
 class DiagnosticPart(_Frozen):
     """What the target said before anything was written."""
 
@@ -78,6 +109,7 @@ class ExportReport(_Frozen):
     model: ModelPart
     adapters: tuple[AdapterPart, ...]
     merge: Mapping[str, Any]
+    accounting: AccountingPart
     diagnostics: tuple[DiagnosticPart, ...]
     artefact: ArtefactPart
     verification: Mapping[str, Any]

@@ -105,7 +105,8 @@ def _adapters(report: ExportReport) -> str:
         for a in report.adapters
     )
     head = "<tr><th>family</th><th>weight</th><th>modules</th><th>tensors used</th></tr>"
-    return f"<table>{head}{rows}</table>"
+    books = "; ".join(report.accounting.lines())
+    return f"<table>{head}{rows}</table><p>{escape(books)}</p>"
 
 
 def _diagnostics(report: ExportReport) -> str:

@@ -121,10 +121,10 @@ def test_deltas_that_rounding_swallows_are_counted():
     kept = base != 0
     merged = np.where(kept, base + dense_delta(adapter, Q0), 0.0).astype(np.float32)
     same = base.astype(ml_dtypes.bfloat16) == merged.astype(ml_dtypes.bfloat16)
-    figures = measure(fused, DType.BF16)[Q0]
+    figures = measure(fused, {f"{Q0}.weight": DType.BF16})[Q0]
     assert figures["vanished"] == np.count_nonzero(same & kept)
     assert 0 < figures["vanished"] < figures["changed"]
-    assert measure(fused, DType.F32)[Q0]["vanished"] == 0
+    assert measure(fused, {f"{Q0}.weight": DType.F32})[Q0]["vanished"] == 0
 
 
 def test_a_delta_that_the_policy_drops_whole():

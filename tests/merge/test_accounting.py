@@ -1,0 +1,68 @@
+"""The books of a merge: nothing of an adapter is lost without a word."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporter.adapters.load import load_adapter
+from exporter.errors import InputRefused
+from exporter.merge.accounting import account
+from exporter.merge.fuse import fuse
+from exporter.merge.measure import measure
+from exporter.store.dtypes import DType
+from exporter.store.writer import write_safetensors
+from tests.adapters.forge import BASE, simple_lora, spec_of
+from tests.merge.world import lora, make_model
+
+Q0 = "model.layers.0.self_attn.q_proj"
+DOWN1 = "model.layers.1.mlp.down_proj"
+
+
+def test_the_books_of_a_masked_merge():
+    checked = make_model(0.5)
+    adapter = replace(lora(checked, Q0, DOWN1), tensors_found=4)
+    fused = fuse(checked, [(adapter, 1.0)], "mask")
+    types = {f"{Q0}.weight": DType.BF16, f"{DOWN1}.weight": DType.BF16}
+    books = account(fused, [(adapter, 1.0)], measure(fused, types))
+    assert (books.tensors_used, books.tensors_found) == (4, 4)
+    assert (books.linears, books.linears_adapted, books.linears_changed) == (14, 2, 2)
+    kept = sum(checked.patterns[m].kept for m in (Q0, DOWN1))
+    assert books.elements_changed == kept
+    assert books.elements_vanished is not None
+    assert books.elements_vanished < kept
+    assert books.unchanged == ()
+
+
+def test_a_module_that_stays_as_it_was_is_named():
+    checked = make_model(0.0)
+    moving, still = lora(checked, Q0), lora(checked, DOWN1)
+    (delta,) = still.deltas.values()
+    zero = replace(delta, scale=0.0)
+    adapters = [(moving, 1.0), (replace(still, deltas={DOWN1: zero}), 1.0)]
+    fused = fuse(checked, adapters)
+    books = account(fused, adapters, measure(fused))
+    assert books.unchanged == (DOWN1,)
+    assert (books.linears_adapted, books.linears_changed) == (2, 1)
+    assert books.elements_vanished is None
+
+
+def test_branches_count_as_changed():
+    checked = make_model(0.5)
+    adapters = [(lora(checked, Q0), 1.0)]
+    fused = fuse(checked, adapters, "separate")
+    assert account(fused, adapters, measure(fused)).linears_changed == 1
+
+
+def test_tensors_are_counted_apart_from_the_family(tmp_path: Path):
+    spec = spec_of()
+    folder = simple_lora(tmp_path / "a", spec)
+    given = load_adapter(folder, spec, BASE).tensors_found
+    assert given > 0
+    write_safetensors(folder / "other.safetensors", {"x": np.ones(3, np.float32)})
+    with pytest.raises(InputRefused, match=f"{given} of {given + 1} tensors") as caught:
+        load_adapter(folder, spec, BASE)
+    assert caught.value.code == "adapter-tensor-unused"
