@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
 from exporter.adapters.load import load_adapter
+from exporter.adapters.lowrank import LowRankDelta
 from exporter.errors import InputRefused
 from exporter.merge.accounting import account
 from exporter.merge.fuse import fuse
@@ -41,7 +43,7 @@ def test_a_module_that_stays_as_it_was_is_named():
     checked = make_model(0.0)
     moving, still = lora(checked, Q0), lora(checked, DOWN1)
     (delta,) = still.deltas.values()
-    zero = replace(delta, scale=0.0)
+    zero = replace(cast("LowRankDelta", delta), scale=0.0)
     adapters = [(moving, 1.0), (replace(still, deltas={DOWN1: zero}), 1.0)]
     fused = fuse(checked, adapters)
     books = account(fused, adapters, measure(fused))
