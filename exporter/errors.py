@@ -127,6 +127,14 @@ CATALOGUE: dict[str, ErrorKind] = {
         "The mask and the weights disagree.",
         "Give the mask the model was pruned with, or the model that belongs to the mask.",
     ),
+    "permutation-invalid": ErrorKind(
+        "A list of channels is no permutation of them.",
+        "Give the order that was saved when the channels were moved.",
+    ),
+    "pattern-mismatch": ErrorKind(
+        "The model is not sparse in the way that was claimed.",
+        "N:M counts kept weights here; see docs/reference/patterns.md.",
+    ),
     # --- adapters
     "adapter-invalid": ErrorKind("The adapter's files break its format.", "Save it again."),
     "adapter-unsupported": ErrorKind(
