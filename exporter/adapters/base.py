@@ -54,7 +54,7 @@ class BaseBound(Protocol):
 
 @dataclass(frozen=True)
 class Replacement:
-    """A tensor that the adapter replaces as a whole (`modules_to_save`) or adds to (bias).
+    """A tensor that the adapter replaces as a whole (`modules_to_save`), adds to or scales (bias).
 
     Lazy, because a replaced embedding may be the largest tensor of the model.
     """
@@ -62,7 +62,7 @@ class Replacement:
     tensor: str  # name in the base model, "lm_head.weight", "...q_proj.bias"
     shape: tuple[int, ...]
     rows: RowReader  # rows [r0:r1] of axis 0, fresh float32
-    mode: Literal["replace", "add"]
+    mode: Literal["replace", "add", "scale"]  # "scale": the rows are factors of the base's own
     why: str  # "modules_to_save", "saved embedding", "bias", "lora_bias"
 
 

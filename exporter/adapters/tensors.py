@@ -57,6 +57,22 @@ class TensorFile:
             os.close(fd)
         return stored
 
+    def flat(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
+        """Elements `[start:stop]` in row-major order, in the stored dtype.
+
+        Raises:
+            InputRefused: as `raw`.
+        """
+        entry = self.entries[name]
+        stored = np.empty(stop - start, entry.dtype.numpy)
+        fd = open_stamped(self._stamp)
+        try:
+            offset = entry.start + start * stored.itemsize
+            read_into(fd, offset, stored.view(np.uint8).data, self.label)
+        finally:
+            os.close(fd)
+        return stored
+
     def rows(self, name: str) -> RowReader:
         """A reader of fresh float32 rows; holds nothing."""
         self._require_weight(name)

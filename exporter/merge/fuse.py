@@ -83,7 +83,7 @@ def _collect(adapters: Sequence[Weighted]) -> Whole:
     whole = Whole()
     for adapter, weight in adapters:
         for item in adapter.replacements:
-            if item.mode == "add":
+            if item.mode != "replace":
                 whole.added.setdefault(item.tensor, []).append((item, weight))
                 continue
             if weight != 1.0 or item.tensor in whole.replaced:

@@ -30,8 +30,12 @@ class BaseRows:
         """Rows `[r0:r1]`, fresh float32."""
         source: RowReader = self.replaced.rows if self.replaced else self._base
         values = source(r0, r1)
+        own = values.copy() if any(a.mode == "scale" for a, _ in self.added) else values
         for addition, weight in self.added:
-            values += addition.rows(r0, r1) * np.float32(weight)
+            part = addition.rows(r0, r1)
+            if addition.mode == "scale":
+                part = own * part - own
+            values += part * np.float32(weight)
         if self.sparse:
             values += np.float32(0.0)  # a stored -0.0 becomes +0.0, nothing else changes
         return values
