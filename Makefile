@@ -9,7 +9,7 @@ WORKERS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup runtime demo test test-fast check bench bench-memory bench-optimum clean
+.PHONY: help setup runtime demo test test-fast check bench bench-memory bench-optimum bench-merge clean
 
 help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ bench-memory: $(STAMP) ## Peak memory of lowering on models of 1, 2, 4 and 8 GB;
 
 bench-optimum: $(STAMP) ## Time and memory beside optimum-onnx 0.1.0 in an environment of its own
 	$(BIN)/python -m scripts.bench_optimum
+
+bench-merge: $(STAMP) ## Cost of merging a LoRA into the 1.1 B shape beside a copy and peft; needs 10 GB of disk
+	$(BIN)/python -m scripts.bench_merge
 
 clean: ## Remove what was built here (not the caches outside the repo)
 	rm -rf build .pytest_cache .ruff_cache .hypothesis *.egg-info

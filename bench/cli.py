@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bench.commands import memory_command, optimum_command
+from bench.commands import memory_command, merge_command, optimum_command
 from bench.extras import need
 from bench.files import write_text
 from bench.progress import Bar
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 app.command("memory")(memory_command)
 app.command("optimum")(optimum_command)
+app.command("merge")(merge_command)
 
 
 @app.command("ab")

@@ -1,4 +1,4 @@
-"""Commands of sparse-bench on exporting itself: memory, and beside optimum-onnx."""
+"""Commands of sparse-bench on exporting itself: memory, merging, and beside optimum-onnx."""
 
 from __future__ import annotations
 
@@ -52,6 +52,24 @@ def optimum_command(
         install(bar.progress)
         result = beside_optimum(model, target, rounds, scratch, bar.progress)
     Console().print(peer_table(result))
+    if json_out is not None:
+        write_text(json_out, result.model_dump_json(indent=2) + "\n")
+    raise typer.Exit(Exit.FINE if result.reached else Exit.REGRESSION)
+
+
+def merge_command(
+    model: Annotated[Path, typer.Argument(help="A dense or sparse Hugging Face folder.")],
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the random LoRA.")] = 16,
+    policy: Annotated[str, typer.Option("--on-merge", help="As for sparse-export.")] = "mask",
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each way.")] = 3,
+    json_out: _Json = None,
+) -> None:
+    """Cost of merging a LoRA: beside a copy of the files, an export without it, and peft."""
+    from bench.merging.cost import merge_cost, merge_table
+
+    with interruptible(), Bar(Console(stderr=True)) as bar:
+        result = merge_cost(model, rank, policy, rounds, bar.progress)
+    Console().print(merge_table(result))
     if json_out is not None:
         write_text(json_out, result.model_dump_json(indent=2) + "\n")
     raise typer.Exit(Exit.FINE if result.reached else Exit.REGRESSION)

@@ -1,0 +1,1 @@
+"""What merging a LoRA costs: beside a plain copy, an export without adapter, and peft."""
