@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from exporter import registry
 from exporter.adapters.base import Adapter
 from exporter.artefact import StagedArtefact, VerifiedArtefact
+from exporter.check.claims import check_claim
 from exporter.check.model import check_model
 from exporter.contract import Diagnostic, LowerPlan, Progress, Target
 from exporter.errors import InputRefused
@@ -65,6 +66,8 @@ def prepare(request: ExportRequest, watch: Stopwatch, progress: Progress | None)
         checkpoint = Checkpoint.open(request.model)
     with watch.stage("check"):
         checked = check_model(checkpoint, masks=request.masks, progress=progress)
+        if request.expect is not None:
+            check_claim(request.expect, checked.patterns.values())
     with watch.stage("fuse"):
         adapters = read_adapters(request, checkpoint, checked.spec)
         model = fuse(checked, adapters, request.policy, progress)

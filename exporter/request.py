@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from exporter.errors import UsageError
+from exporter.sparsity.conventions import Claim
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class ExportRequest:
     target_options: Mapping[str, str] = field(default_factory=dict)
     adapters: tuple[AdapterRequest, ...] = ()
     masks: Path | None = None
+    expect: Claim | None = None  # how the user says that the model is sparse
     policy: str | None = None
     force: bool = False
     bisect: bool = False

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from exporter.check.claims import EXPECT_HELP, parse_expected
 from exporter.commands.terminal import TerminalListener, interruptible, print_json
 from exporter.errors import UsageError
 from exporter.pipeline import Outcome, export
@@ -32,6 +33,9 @@ def export_command(
     ] = None,
     masks: Annotated[
         Path | None, typer.Option("--masks", help="Masks file; else the zeros are the mask.")
+    ] = None,
+    expect: Annotated[
+        str | None, typer.Option("--expect", help=EXPECT_HELP, metavar="PATTERN")
     ] = None,
     on_merge: Annotated[
         str | None, typer.Option("--on-merge", help=f"Merge policy: {POLICIES}.")
@@ -70,11 +74,14 @@ def export_command(
         target_options=options,
         adapters=tuple(AdapterRequest.parse(a) for a in adapter or ()),
         masks=masks,
+        expect=None if expect is None else parse_expected(expect),
         policy=on_merge,
         force=force,
         bisect=bisect,
         lower_only=lower_only,
     )
+    if plan and expect is not None:
+        raise UsageError("usage", "--plan with --expect", expected="--expect reads the weights")
     if plan:
         _show_plan(request, json_out)
     else:

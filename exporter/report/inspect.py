@@ -8,11 +8,13 @@ from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from exporter.check.claims import check_claim
 from exporter.check.model import check_model
 from exporter.contract import Progress
 from exporter.errors import InputRefused
 from exporter.model import CheckedModel, Note
 from exporter.report.inspect_any import FoundLinear, read_any
+from exporter.sparsity.conventions import Claim
 from exporter.sparsity.pattern import LinearPattern, model_pattern
 from exporter.store.checkpoint import Checkpoint
 
@@ -79,14 +81,19 @@ class InspectReport(_Frozen):
 
 
 def inspect_model(
-    checkpoint: Checkpoint, masks: Path | None = None, *, progress: Progress | None = None
+    checkpoint: Checkpoint,
+    masks: Path | None = None,
+    *,
+    expect: Claim | None = None,
+    progress: Progress | None = None,
 ) -> InspectReport:
     """Check a model and gather its patterns. Reads every value of every linear once.
 
     An architecture without a data file is read by its 2-D weights; see `inspect_any`.
 
     Raises:
-        InputRefused: as `check_model`; `arch-unsupported` only where no linear is found.
+        InputRefused: as `check_model`; `arch-unsupported` only where no linear is found;
+            `pattern-mismatch` where the model is not sparse as `expect` says.
     """
     try:
         checked = check_model(checkpoint, masks=masks, progress=progress)
@@ -96,8 +103,12 @@ def inspect_model(
         found, notes = read_any(checkpoint, masks, progress)
         if not found:
             raise
+        if expect is not None:
+            check_claim(expect, [x.pattern for x in found])
         origin = masks.name if masks is not None else "zeros"
         return _report(checkpoint, None, origin, found, notes, {})
+    if expect is not None:
+        check_claim(expect, checked.patterns.values())
     return report_of(checked)
 
 
