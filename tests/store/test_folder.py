@@ -298,8 +298,13 @@ def test_signal_in_the_middle_of_the_swap_waits(
         real(folder)
 
     monkeypatch.setattr(swap, "sync_folder", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        publish(tmp_path / "out", "new", force=True)
+    # A program in the background of a script is started with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            publish(tmp_path / "out", "new", force=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert content(tmp_path / "out") == "new" and names(tmp_path) == ["out"]
 
 
