@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from exporter.adapters.base import Adapter, BaseIdentity
 from exporter.adapters.load import load_adapter
-from exporter.arch.spec import DecoderSpec
+from exporter.arch.model_spec import ModelSpec
 from exporter.request import ExportRequest
 from exporter.store.checkpoint import Checkpoint
 
 
 def read_adapters(
-    request: ExportRequest, checkpoint: Checkpoint, spec: DecoderSpec
+    request: ExportRequest, checkpoint: Checkpoint, spec: ModelSpec
 ) -> tuple[tuple[Adapter, float], ...]:
     """Each adapter with its weight, in the order given.
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from exporter.arch.spec import DecoderSpec, Linear
+from exporter.arch.model_spec import Linear, ModelSpec
 from exporter.sparsity.mask import Mask
 from exporter.sparsity.pattern import LinearPattern
 from exporter.store.checkpoint import Checkpoint
@@ -50,7 +50,7 @@ class CheckedModel:
     """Every tensor accounted for, finite, of the right shape; every linear has its verdict."""
 
     checkpoint: Checkpoint
-    spec: DecoderSpec
+    spec: ModelSpec
     patterns: Mapping[str, LinearPattern]  # by module
     masks: MaskSource
     head_is_tied: bool  # the head's tensor is the embedding's
@@ -97,7 +97,7 @@ class FusedModel:
     densified: frozenset[str] = frozenset()  # modules whose zeros were given up
 
     @property
-    def spec(self) -> DecoderSpec:
+    def spec(self) -> ModelSpec:
         """The architecture."""
         return self.checked.spec
 

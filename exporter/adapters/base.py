@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
-from exporter.arch.spec import DecoderSpec
+from exporter.arch.model_spec import ModelSpec
 from exporter.model import LowRank, RowReader
 from exporter.sparsity.mask import Bools, Mask
 from exporter.store.dtypes import F32
@@ -91,7 +91,7 @@ class AdapterFamily(Protocol):
         """Whether `folder` holds this family's files (looks at config names and types only)."""
         ...
 
-    def read(self, folder: Path, spec: DecoderSpec, base: BaseIdentity) -> Adapter:
+    def read(self, folder: Path, spec: ModelSpec, base: BaseIdentity) -> Adapter:
         """Read strictly.
 
         Raises:

@@ -14,7 +14,7 @@ from exporter.adapters.factors import Factors
 from exporter.adapters.lora_config import LoraConfig
 from exporter.adapters.peft_config import PeftConfig
 from exporter.adapters.tensors import TensorFile, largest_magnitude
-from exporter.arch.spec import DecoderSpec
+from exporter.arch.model_spec import ModelSpec
 from exporter.errors import InputRefused
 
 LORA_BIAS = "lora_bias"
@@ -24,7 +24,7 @@ def bias_additions(
     factors: Mapping[str, Factors],
     scales: Mapping[str, float],
     config: LoraConfig,
-    spec: DecoderSpec,
+    spec: ModelSpec,
     tensors: TensorFile,
 ) -> tuple[Replacement, ...]:
     """`scale * bias` of each B, added to the linear's own bias (`lora_bias`).
@@ -48,7 +48,7 @@ def bias_additions(
 
 
 def _addition(
-    bias: str, module: str, scale: float, config: LoraConfig, spec: DecoderSpec, tensors: TensorFile
+    bias: str, module: str, scale: float, config: LoraConfig, spec: ModelSpec, tensors: TensorFile
 ) -> Replacement:
     if not config.lora_bias:
         raise InputRefused(
@@ -89,7 +89,7 @@ def check_biases(
     items: Iterable[Replacement],
     modules: Iterable[str],
     config: PeftConfig,
-    spec: DecoderSpec,
+    spec: ModelSpec,
     file: str,
 ) -> None:
     """Every bias that the config's `bias` promises is there.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from exporter.adapters.lowrank import LowRankDelta
 from exporter.adapters.names import PeftName
 from exporter.adapters.tensors import TensorFile, largest_magnitude
-from exporter.arch.spec import DecoderSpec
+from exporter.arch.model_spec import ModelSpec
 from exporter.errors import InputRefused
 
 _FLOAT32_MAX = 3.4e38
@@ -30,12 +30,12 @@ class Factors:
         return 2 + (self.bias is not None)
 
 
-def head_module(spec: DecoderSpec) -> str:
+def head_module(spec: ModelSpec) -> str:
     """Module name of the head, "lm_head"."""
     return spec.head.removesuffix(".weight")
 
 
-def adaptable(spec: DecoderSpec) -> Shapes:
+def adaptable(spec: ModelSpec) -> Shapes:
     """Modules that can carry a low-rank delta, and their `[out, in]`: all linears, and the head."""
     shapes = {li.module: (li.out_features, li.in_features) for li in spec.linears()}
     shapes[head_module(spec)] = (spec.vocab, spec.hidden)
@@ -99,7 +99,7 @@ def _known_part(name: PeftName, file: str) -> None:
     )
 
 
-def check_modules(factors: Mapping[str, Factors], spec: DecoderSpec, file: str) -> Shapes:
+def check_modules(factors: Mapping[str, Factors], spec: ModelSpec, file: str) -> Shapes:
     """`[out, in]` of every adaptable module of the base, once all of `factors` are known there.
 
     Raises:

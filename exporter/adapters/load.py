@@ -6,15 +6,24 @@ from dataclasses import replace
 from pathlib import Path
 
 from exporter.adapters.base import Adapter, AdapterFamily, BaseIdentity
+from exporter.adapters.full import FullFamily
 from exporter.adapters.lora import LoraFamily
 from exporter.adapters.losa import LosaFamily
 from exporter.adapters.peft_files import CONFIG, label, peft_type
-from exporter.arch.spec import DecoderSpec
+from exporter.arch.model_spec import ModelSpec
 from exporter.errors import InputRefused
 from exporter.store.header import read_header
 
 # Asked in turn. A LoSA bundle is also a readable LoRA folder, so LoSA is asked first.
-FAMILIES: tuple[AdapterFamily, ...] = (LosaFamily(), LoraFamily())
+FAMILIES: tuple[AdapterFamily, ...] = (
+    LosaFamily(),
+    SppFamily(),  # its config says LORA
+    PoolingFamily(),
+    S2ftFamily(),
+    S2ftPermutedFamily(),  # a whole model, with the order of its channels
+    LoraFamily(),
+    FullFamily(),
+)
 
 _PROMPTS = frozenset(
     {
@@ -28,7 +37,7 @@ _PROMPTS = frozenset(
 )
 
 
-def load_adapter(path: Path, spec: DecoderSpec, base: BaseIdentity) -> Adapter:
+def load_adapter(path: Path, spec: ModelSpec, base: BaseIdentity) -> Adapter:
     """Read the adapter folder `path` for the base that `spec` and `base` describe.
 
     Raises:

@@ -29,7 +29,7 @@ from exporter.adapters.replacements import (
     Replaced,
     read_replacements,
 )
-from exporter.arch.spec import DecoderSpec
+from exporter.arch.model_spec import ModelSpec
 from exporter.errors import InputRefused
 
 
@@ -42,7 +42,7 @@ class LoraFamily:
         """Whether the config says LORA."""
         return peft_type(folder) == "LORA"
 
-    def read(self, folder: Path, spec: DecoderSpec, base: BaseIdentity) -> Adapter:
+    def read(self, folder: Path, spec: ModelSpec, base: BaseIdentity) -> Adapter:
         """Read strictly; every tensor of the file is used exactly once.
 
         Raises:
@@ -96,7 +96,7 @@ def _check_targets(
     factors: Mapping[str, Factors],
     config: LoraConfig,
     shapes: Shapes,
-    spec: DecoderSpec,
+    spec: ModelSpec,
     opened: PeftFolder,
 ) -> None:
     """The config's targets and the file's modules are the same set."""

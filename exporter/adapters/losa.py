@@ -37,7 +37,7 @@ from exporter.adapters.peft_files import (
     open_peft,
     validated,
 )
-from exporter.arch.spec import DecoderSpec
+from exporter.arch.model_spec import ModelSpec
 from exporter.errors import InputRefused, UsageError
 from exporter.sparsity.mask import Mask
 from exporter.store.dtypes import F32
@@ -55,7 +55,7 @@ class LosaFamily:
         """Whether this is a LoSA bundle, whole or not; see `is_losa`."""
         return is_losa(folder)
 
-    def read(self, folder: Path, spec: DecoderSpec, base: BaseIdentity) -> Adapter:
+    def read(self, folder: Path, spec: ModelSpec, base: BaseIdentity) -> Adapter:
         """Read strictly. That the masks are the model's own is checked when fusing.
 
         Raises:

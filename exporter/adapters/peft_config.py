@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from exporter.adapters.factors import Shapes, head_module
 from exporter.adapters.patterns import inside_saved, layer_index, names_module
-from exporter.arch.spec import DecoderSpec
+from exporter.arch.model_spec import ModelSpec
 from exporter.errors import InputRefused
 
 
@@ -67,7 +67,7 @@ class PeftConfig(BaseModel):
 
 
 def check_targets(
-    found: Mapping[str, str], config: PeftConfig, shapes: Shapes, spec: DecoderSpec, files: Files
+    found: Mapping[str, str], config: PeftConfig, shapes: Shapes, spec: ModelSpec, files: Files
 ) -> None:
     """The config's targets and the file's modules are the same set.
 

@@ -15,7 +15,7 @@ from exporter.adapters.names import PeftName
 from exporter.adapters.patterns import saves_module
 from exporter.adapters.peft_config import PeftConfig
 from exporter.adapters.tensors import TensorFile, largest_magnitude
-from exporter.arch.spec import DecoderSpec
+from exporter.arch.model_spec import ModelSpec
 from exporter.errors import InputRefused
 
 SAVED = "modules_to_save"
@@ -33,7 +33,7 @@ class Replaced:
 
 
 def read_replacements(
-    names: Iterable[PeftName], config: PeftConfig, spec: DecoderSpec, tensors: TensorFile
+    names: Iterable[PeftName], config: PeftConfig, spec: ModelSpec, tensors: TensorFile
 ) -> Replaced:
     """Every tensor of the file that is no factor.
 
@@ -60,7 +60,7 @@ def _one(
     name: PeftName,
     config: PeftConfig,
     shapes: Mapping[str, tuple[int, ...]],
-    spec: DecoderSpec,
+    spec: ModelSpec,
     tensors: TensorFile,
 ) -> Replacement:
     target = f"{name.module}.{name.part}"
@@ -89,7 +89,7 @@ def _one(
     return Replacement(target, want, tensors.rows(name.tensor), "replace", why)
 
 
-def _reason(name: PeftName, config: PeftConfig, spec: DecoderSpec, file: str) -> str:
+def _reason(name: PeftName, config: PeftConfig, spec: ModelSpec, file: str) -> str:
     if saves_module(config.modules_to_save, name.module):
         return SAVED
     if name.part == "bias" and config.bias != "none":
@@ -116,7 +116,7 @@ def _replaces_linear(name: PeftName, file: str) -> InputRefused:
     )
 
 
-def _shape_hint(target: str, spec: DecoderSpec) -> str | None:
+def _shape_hint(target: str, spec: ModelSpec) -> str | None:
     if target not in (spec.embedding, spec.head):
         return None
     return (
@@ -137,7 +137,7 @@ def _saved_are_there(whole: list[PeftName], config: PeftConfig, file: str) -> No
 
 
 def _settle_tie(
-    items: dict[str, Replacement], config: PeftConfig, spec: DecoderSpec, file: str
+    items: dict[str, Replacement], config: PeftConfig, spec: ModelSpec, file: str
 ) -> bool:
     """Decide what a replaced embedding or head means where the base ties them.
 

@@ -8,29 +8,15 @@ from typing import Any, Literal
 
 from exporter.arch.family import BiasRule, Family, find_family
 from exporter.arch.fields import FILE, Fields, invalid
+from exporter.arch.model_spec import Linear, ModelSpec
 from exporter.arch.rope_config import parse_rope
 from exporter.errors import InputRefused
 from exporter.limits import LIMITS
 
+__all__ = ["ROLES", "DecoderSpec", "Linear", "ModelSpec", "Rope", "load_spec"]
+
 Role = Literal["q", "k", "v", "o", "gate", "up", "down"]
 ROLES: tuple[Role, ...] = ("q", "k", "v", "o", "gate", "up", "down")
-
-
-@dataclass(frozen=True)
-class Linear:
-    """One prunable linear layer, `y = x W^T (+ b)`, `W [out, in]`."""
-
-    module: str  # "model.layers.0.self_attn.q_proj"
-    layer: int
-    role: Role
-    out_features: int
-    in_features: int
-    bias: bool
-
-    @property
-    def weight(self) -> str:
-        """Tensor name of the weight."""
-        return f"{self.module}.weight"
 
 
 @dataclass(frozen=True)

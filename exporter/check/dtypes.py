@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from exporter.arch.spec import DecoderSpec
+from exporter.arch.model_spec import ModelSpec
 from exporter.errors import InputRefused
 from exporter.model import Note
 from exporter.store.checkpoint import Checkpoint, TensorEntry
@@ -57,7 +57,7 @@ def check_dtypes(checkpoint: Checkpoint) -> None:
         )
 
 
-def dtype_notes(checkpoint: Checkpoint, spec: DecoderSpec) -> list[Note]:
+def dtype_notes(checkpoint: Checkpoint, spec: ModelSpec) -> list[Note]:
     """A note where config.json names another type than the weights have; the weights count."""
     named = checkpoint.config.get("dtype", checkpoint.config.get("torch_dtype"))
     other = [

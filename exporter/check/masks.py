@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from exporter.arch.spec import DecoderSpec, Linear
+from exporter.arch.model_spec import Linear, ModelSpec
 from exporter.check.blocks import blocks
 from exporter.check.values import Scanner
 from exporter.errors import InputRefused
@@ -62,7 +62,7 @@ class FileMasks:
         return self.file.mask(linear.module)
 
 
-def linear_shapes(spec: DecoderSpec) -> dict[str, tuple[int, int]]:
+def linear_shapes(spec: ModelSpec) -> dict[str, tuple[int, int]]:
     """Module -> (out, in) of every prunable linear."""
     return {x.module: (x.out_features, x.in_features) for x in spec.linears()}
 

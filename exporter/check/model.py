@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter.arch.spec import DecoderSpec, load_spec
+from exporter.arch.model_spec import ModelSpec
+from exporter.arch.spec import load_spec
 from exporter.check.blocks import blocks
 from exporter.check.dtypes import check_dtypes, dtype_notes
 from exporter.check.masks import Disagreement, FileMasks, ZerosMasks, linear_shapes
@@ -65,7 +66,7 @@ def check_model(
 
 
 def _read_values(
-    checkpoint: Checkpoint, spec: DecoderSpec, source: MaskSource, progress: Progress | None
+    checkpoint: Checkpoint, spec: ModelSpec, source: MaskSource, progress: Progress | None
 ) -> tuple[Mapping[str, LinearPattern], tuple[Note, ...]]:
     linears = {linear.weight: linear for linear in spec.linears()}
     names = list(spec.tensors())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from exporter.arch.spec import DecoderSpec
+from exporter.arch.model_spec import ModelSpec
 from exporter.errors import InputRefused
 from exporter.store.checkpoint import Checkpoint
 from exporter.store.index import INDEX
@@ -18,7 +18,7 @@ LEFTOVERS: tuple[tuple[re.Pattern[str], str], ...] = (
 TIED = "the tied head; equal to the embedding"
 
 
-def account(checkpoint: Checkpoint, spec: DecoderSpec) -> Mapping[str, str]:
+def account(checkpoint: Checkpoint, spec: ModelSpec) -> Mapping[str, str]:
     """Tensors that are not exported and why; every other stored tensor is one of the spec's.
 
     Raises:
@@ -52,7 +52,7 @@ def _leftover(name: str) -> str | None:
     return next((reason for pattern, reason in LEFTOVERS if pattern.fullmatch(name)), None)
 
 
-def _missing(missing: Sequence[str], checkpoint: Checkpoint, spec: DecoderSpec) -> InputRefused:
+def _missing(missing: Sequence[str], checkpoint: Checkpoint, spec: ModelSpec) -> InputRefused:
     files = {entry.file for entry in checkpoint.entries.values()}
     hint = None
     if list(missing) == [spec.head]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from exporter.arch.spec import DecoderSpec
+from exporter.arch.model_spec import ModelSpec
 from exporter.errors import InputRefused
 from exporter.store.checkpoint import Checkpoint
 
 
-def check_shapes(checkpoint: Checkpoint, spec: DecoderSpec) -> None:
+def check_shapes(checkpoint: Checkpoint, spec: ModelSpec) -> None:
     """Compare every tensor's stored shape with the spec's; names were checked before.
 
     Raises:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from exporter.arch.spec import DecoderSpec
+from exporter.arch.model_spec import ModelSpec
 from exporter.check.blocks import row_ranges
 from exporter.errors import InputRefused
 from exporter.store.checkpoint import Checkpoint
 
 
-def check_tie(checkpoint: Checkpoint, spec: DecoderSpec) -> None:
+def check_tie(checkpoint: Checkpoint, spec: ModelSpec) -> None:
     """Compare a stored tied head with the embedding, value by value, whatever their types.
 
     Raises:

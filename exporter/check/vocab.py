@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-from exporter.arch.spec import DecoderSpec
+from exporter.arch.model_spec import ModelSpec
 from exporter.errors import InputRefused
 from exporter.store.checkpoint import Checkpoint
 from exporter.store.jsonio import read_json
@@ -17,7 +17,7 @@ TOKENIZER = "tokenizer.json"
 _LISTS = ("added_tokens.json", "vocab.json")  # older layouts: token -> id and nothing else
 
 
-def check_vocab(checkpoint: Checkpoint, spec: DecoderSpec) -> None:
+def check_vocab(checkpoint: Checkpoint, spec: ModelSpec) -> None:
     """Rows of embedding and head equal the config's vocabulary; every token id has its row.
 
     Raises:
@@ -42,7 +42,7 @@ def check_vocab(checkpoint: Checkpoint, spec: DecoderSpec) -> None:
             _check_rows(ids, spec, sidecar.name)
 
 
-def _check_rows(tokens: Iterable[tuple[int, str]], spec: DecoderSpec, file: str) -> None:
+def _check_rows(tokens: Iterable[tuple[int, str]], spec: ModelSpec, file: str) -> None:
     number, token = max(tokens, default=(-1, ""))
     if number >= spec.vocab:
         raise InputRefused(

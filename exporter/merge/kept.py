@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from exporter.adapters.base import Adapter
-from exporter.arch.spec import Linear
+from exporter.arch.model_spec import Linear
 from exporter.errors import InputRefused
 from exporter.model import CheckedModel
 from exporter.sparsity.bits import popcount
