@@ -34,7 +34,12 @@ CATALOGUE: dict[str, ErrorKind] = {
     ),
     "merge-policy-needed": ErrorKind(
         "The adapter's delta has weight where the base is pruned, so merging must lose something.",
-        "Choose with --on-merge: mask, separate or densify; the table shows what each costs.",
+        "Choose with --on-merge: mask, refit, reprune, separate or densify; the table shows "
+        "what each costs.",
+    ),
+    "calibration-needed": ErrorKind(
+        "The merge policy needs text to measure on.",
+        "Give --calibration FILE: a UTF-8 text like what the model will read.",
     ),
     # --- folders and files
     "input-missing": ErrorKind("A file or folder is not there.", "Check the path."),

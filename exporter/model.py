@@ -95,6 +95,8 @@ class FusedModel:
     tied: bool
     record: Mapping[str, Any]  # adapters, policy by module: goes into report.json
     densified: frozenset[str] = frozenset()  # modules whose zeros were given up
+    # Modules whose zeros lie elsewhere after the merge (policy `reprune`), with their new masks.
+    moved_masks: Mapping[str, Callable[[], Mask]] = field(default_factory=dict)
 
     @property
     def spec(self) -> ModelSpec:
@@ -108,4 +110,7 @@ class FusedModel:
             return None
         if self.checked.patterns[linear.module].pattern.kind == "dense":
             return None
+        moved = self.moved_masks.get(linear.module)
+        if moved is not None:
+            return moved()
         return self.checked.masks.mask(linear)

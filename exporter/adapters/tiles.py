@@ -14,11 +14,11 @@ from exporter.store.dtypes import F32
 TILE_ROWS = 64
 
 
-def tiles(r0: int, r1: int) -> Iterator[tuple[int, int]]:
-    """Row ranges that cut `[r0:r1)` at absolute multiples of `TILE_ROWS`."""
+def tiles(r0: int, r1: int, step: int = TILE_ROWS) -> Iterator[tuple[int, int]]:
+    """Row ranges that cut `[r0:r1)` at absolute multiples of `step`."""
     start = r0
     while start < r1:
-        end = min(r1, (start // TILE_ROWS + 1) * TILE_ROWS)
+        end = min(r1, (start // step + 1) * step)
         yield start, end
         start = end
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from exporter.errors import UsageError
 from exporter.sparsity.mask import Bools
+from exporter.sparsity.pattern import Pattern
 from exporter.store.dtypes import F32
 
 
@@ -33,13 +34,19 @@ class MergePolicyNeeded(UsageError):
         self.shares = tuple(shares)
 
 
-class MergePolicy(Protocol):
-    """One way to put a delta into a weight. One file a policy under `exporter/merge/`."""
+@dataclass(frozen=True)
+class ModuleFacts:
+    """What a policy may know of one module before it merges the first row."""
 
-    name: ClassVar[str]
-    keeps_mask: ClassVar[bool]  # zeros of the base stay zeros
-    keeps_branch: ClassVar[bool]  # the delta is not merged but stays in the graph
-    cost: ClassVar[str]  # one line for the refusal table
+    module: str
+    pattern: Pattern  # of the base's weight
+    # `X^T X` of the module's inputs `X [tokens, in]`, float32 `[in, in]`, mapped from disk; None
+    # without calibration.
+    gram: Callable[[], F32] | None = None
+
+
+class RowMerge(Protocol):
+    """Merging for one module, row by row: no row of the result depends on another."""
 
     def merge(self, weight: F32, kept: Bools | None, delta: F32) -> F32:
         """Rows of the merged weight, float32, `[r, in]` all three; zeros are +0.0.
@@ -47,3 +54,41 @@ class MergePolicy(Protocol):
         `kept` is None where the base is dense. `weight` is fresh and may be overwritten.
         """
         ...
+
+
+class MaskMove(RowMerge, Protocol):
+    """Merging under a mask that is chosen anew."""
+
+    def select(self, weight: F32, kept: Bools, delta: F32) -> Bools:
+        """Rows of the new mask, bool `[r, in]`; as many are kept as before."""
+        ...
+
+
+class MergePolicy(Protocol):
+    """One way to put a delta into a weight. One file a policy under `exporter/merge/`."""
+
+    name: ClassVar[str]
+    keeps_mask: ClassVar[bool]  # zeros of the base stay zeros
+    moves_mask: ClassVar[bool]  # as many zeros, in other places; `bind` gives a `MaskMove`
+    keeps_branch: ClassVar[bool]  # the delta is not merged but stays in the graph
+    # What the delta has outside the mask is dropped: one that depends on its weight is told so.
+    drops_outside: ClassVar[bool]
+    # A row costs far more to merge than to read: all are merged once, into a file. Such a policy
+    # needs the Gram matrices.
+    solves: ClassVar[bool]
+    cost: ClassVar[str]  # one line for the refusal table
+
+    def bind(self, facts: ModuleFacts) -> RowMerge:
+        """The merge of one module.
+
+        Raises:
+            UsageError: `calibration-needed` where the policy needs the Gram matrix.
+        """
+        ...
+
+
+class Elementwise:
+    """What policies share that take each element for itself and need no state."""
+
+    moves_mask: ClassVar[bool] = False
+    solves: ClassVar[bool] = False

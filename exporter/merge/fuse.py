@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from exporter.adapters.base import Adapter
+from exporter.calibration.grams import Workbench
 from exporter.contract import Progress
 from exporter.errors import InputRefused, UsageError
-from exporter.merge.base import MergePolicy
+from exporter.merge.base import MergePolicy, ModuleFacts
 from exporter.merge.combined import CombinedDelta, combine
 from exporter.merge.decide import Decision, decide
 from exporter.merge.kept import KeptMasks
 from exporter.merge.rows import Bases, MergedRows, Whole
 from exporter.model import CheckedModel, FusedModel, FusedTensor, LowRank, RowReader
+from exporter.sparsity.mask import Mask
 
 Weighted = tuple[Adapter, float]
 
@@ -23,20 +26,22 @@ def fuse(
     adapters: Sequence[Weighted],
     policy: str | None = None,
     progress: Progress | None = None,
+    bench: Workbench | None = None,
 ) -> FusedModel:
     """Put `adapters`, each with its weight, into the model, in the order given.
 
-    Reads no weight of the base but where a mask has to be compared. `measure` gives the figures
-    of the merge.
+    Reads no weight of the base but where a mask has to be compared, or where the policy solves for
+    its weights: these are written to `bench` here. `measure` gives the figures of the merge.
 
     Args:
         checked: the base.
         adapters: adapters read for this base, and the factor of each.
         policy: name of a merge policy; None leaves only the exact merge.
         progress: called for each module while policies are chosen.
+        bench: what calibration measured, for policies that use it; it must outlive the model.
 
     Raises:
-        UsageError: `merge-policy-needed` (with `.shares`), `usage`.
+        UsageError: `merge-policy-needed` (with `.shares`), `calibration-needed`, `usage`.
         InputRefused: `mask-mismatch`, `adapter-module`, `adapter-empty`.
     """
     masks = KeptMasks(checked)
@@ -47,7 +52,7 @@ def fuse(
     deltas = combine(adapters, bases.weight)
     decisions = decide(deltas, masks, policy, progress)
     tied = checked.head_is_tied and not any(a.unties for a, _ in adapters)
-    tensors = _tensors(deltas, decisions, bases, tied)
+    tensors = _tensors(deltas, decisions, bases, tied, bench)
     _check_all_used(deltas, whole, tensors, adapters)
     kept_apart = {m: deltas[m] for m, d in decisions.items() if d.policy.keeps_branch}
     return FusedModel(
@@ -56,8 +61,21 @@ def fuse(
         branches=_Branches(kept_apart),
         tied=tied,
         record=_record(adapters, decisions, whole, policy, tied, checked),
-        densified=frozenset(m for m, d in decisions.items() if not d.policy.keeps_mask),
+        densified=frozenset(m for m, d in decisions.items() if _fills(d.policy)),
+        moved_masks=_moved(tensors),
     )
+
+
+def _fills(policy: MergePolicy) -> bool:
+    return not (policy.keeps_mask or policy.moves_mask)
+
+
+def _moved(tensors: Mapping[str, FusedTensor]) -> dict[str, Callable[[], Mask]]:
+    return {
+        t.rows.delta.module: t.rows.new_mask
+        for t in tensors.values()
+        if isinstance(t.rows, MergedRows) and t.rows.policy.moves_mask
+    }
 
 
 class _Branches(Mapping[str, LowRank]):
@@ -103,6 +121,7 @@ def _tensors(
     decisions: Mapping[str, Decision],
     bases: Bases,
     tied: bool,
+    bench: Workbench | None,
 ) -> dict[str, FusedTensor]:
     spec = bases.checked.spec
     linears = {li.weight: li for li in spec.linears()}
@@ -118,17 +137,23 @@ def _tensors(
         merges = decision is not None and not decision.policy.keeps_branch
         rows: RowReader = bases.rows(name)
         if decision is not None and merges:
-            rows = _merged(bases, deltas[module], decision.policy)
+            rows = _merged(bases, deltas[module], decision.policy, bench)
         changed = merges or bases.whole.touches(name)
         tensors[name] = FusedTensor(name, shape, rows, linears.get(name), changed)
     return tensors
 
 
-def _merged(bases: Bases, delta: CombinedDelta, policy: MergePolicy) -> MergedRows:
-    masks = bases.masks
-    if policy.keeps_mask and not masks.is_dense(delta.module):
-        delta = delta.under(lambda r0, r1: masks.rows(delta.module, r0, r1))
-    return MergedRows(bases.weight(delta.module), delta, policy, masks)
+def _merged(
+    bases: Bases, delta: CombinedDelta, policy: MergePolicy, bench: Workbench | None
+) -> MergedRows:
+    masks, module = bases.masks, delta.module
+    if policy.drops_outside and not masks.is_dense(module):
+        delta = delta.under(lambda r0, r1: masks.rows(module, r0, r1))
+    facts = ModuleFacts(module, masks.pattern(module), bench.gram(module) if bench else None)
+    rows = MergedRows(bases.weight(module), delta, policy, masks, policy.bind(facts))
+    if bench is None or not policy.solves:
+        return rows
+    return replace(rows, stored=bench.keep_rows(delta.shape, rows))
 
 
 def _check_all_used(

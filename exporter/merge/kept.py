@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from exporter.adapters.base import Adapter
 from exporter.arch.model_spec import Linear
-from exporter.errors import InputRefused
+from exporter.merge.agree import check_trained_under
 from exporter.model import CheckedModel
-from exporter.sparsity.bits import popcount
 from exporter.sparsity.mask import Bools, Mask
+from exporter.sparsity.pattern import Pattern
 
 
 class KeptMasks:
@@ -30,11 +28,15 @@ class KeptMasks:
         """Whether the module has no zeros to keep: a dense linear, or the head."""
         return not self.is_linear(module) or self._checked.patterns[module].pattern.kind == "dense"
 
+    def pattern(self, module: str) -> Pattern:
+        """How the module's weight is sparse; the head counts as dense."""
+        if module not in self._linears:
+            return Pattern("dense", 1.0)
+        return self._checked.patterns[module].pattern
+
     def density(self, module: str) -> float:
         """Share of kept weights of a linear; 1.0 for other modules."""
-        if module not in self._linears:
-            return 1.0
-        return self._checked.patterns[module].pattern.density
+        return self.pattern(module).density
 
     def mask(self, module: str) -> Mask | None:
         """The mask that merging must respect."""
@@ -56,21 +58,6 @@ class KeptMasks:
         """The masks that an adapter was trained under are this model's, bit for bit.
 
         Raises:
-            InputRefused: `mask-mismatch`, with counts.
+            InputRefused: `mask-mismatch`, with counts; see `agree.check_trained_under`.
         """
-        for module, trained in (adapter.masks or {}).items():
-            own = self._read(module)
-            if own == trained:
-                continue
-            wider = popcount(np.bitwise_and(own.bits, ~trained.bits))
-            narrower = popcount(np.bitwise_and(trained.bits, ~own.bits))
-            raise InputRefused(
-                "mask-mismatch",
-                f"adapter {adapter.name} was trained under another mask: of {own.kept} weights "
-                f"kept here it prunes {wider}, and it keeps {narrower} that are zero here",
-                expected="the mask of this base",
-                tensor=module,
-                hint="Give the sparse base that the adapter was trained on."
-                if wider
-                else "The base has zeros on kept positions: give its mask file with --masks.",
-            )
+        check_trained_under(self._checked, adapter)

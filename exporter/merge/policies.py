@@ -7,11 +7,19 @@ from exporter.merge.base import MergePolicy
 from exporter.merge.densify import DensifyPolicy
 from exporter.merge.exact import ExactPolicy
 from exporter.merge.mask import MaskPolicy
+from exporter.merge.refit import RefitPolicy
+from exporter.merge.reprune import ReprunePolicy
 from exporter.merge.separate import SeparatePolicy
 
 EXACT = ExactPolicy()
 # In the order in which the refusal offers them.
-CHOICES: tuple[MergePolicy, ...] = (MaskPolicy(), SeparatePolicy(), DensifyPolicy())
+CHOICES: tuple[MergePolicy, ...] = (
+    MaskPolicy(),
+    RefitPolicy(),
+    ReprunePolicy(),
+    SeparatePolicy(),
+    DensifyPolicy(),
+)
 POLICIES: dict[str, MergePolicy] = {p.name: p for p in (EXACT, *CHOICES)}
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 
 from exporter.adapters.base import Replacement
-from exporter.adapters.tiles import tiles
-from exporter.merge.base import MergePolicy
+from exporter.adapters.tiles import TILE_ROWS, tiles
+from exporter.merge.base import MaskMove, MergePolicy, RowMerge
 from exporter.merge.combined import CombinedDelta
 from exporter.merge.kept import KeptMasks
 from exporter.model import CheckedModel, RowReader
+from exporter.sparsity.mask import Mask
 from exporter.store.checkpoint import Checkpoint
 from exporter.store.dtypes import F32
+
+# Rows that one least-squares solve takes: enough that a product with H runs at full speed.
+SOLVE_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -90,13 +95,42 @@ class MergedRows:
     delta: CombinedDelta
     policy: MergePolicy
     masks: KeptMasks
+    merge: RowMerge  # the policy's, for this module
+    stored: RowReader | None = None  # where all rows were merged before
 
     def __call__(self, r0: int, r1: int) -> F32:
         """Rows `[r0:r1]`, fresh float32; beside them only one tile of the delta is in memory."""
+        if self.stored is not None:
+            return self.stored(r0, r1)
         weight = self.base(r0, r1)
         mask = self.masks.mask(self.delta.module)
-        for t0, t1 in tiles(r0, r1):
+        for t0, t1 in tiles(r0, r1, self._step):
             kept = None if mask is None else mask.rows(t0, t1)
             part = weight[t0 - r0 : t1 - r0]
-            weight[t0 - r0 : t1 - r0] = self.policy.merge(part, kept, self.delta.rows(t0, t1))
+            part, delta = self.delta.onto(part, t0, t1)
+            weight[t0 - r0 : t1 - r0] = self.merge.merge(part, kept, delta)
         return weight
+
+    @property
+    def _step(self) -> int:
+        return SOLVE_ROWS if self.policy.solves else TILE_ROWS
+
+    def trained(self, r0: int, r1: int) -> F32:
+        """Rows of `W + D` with nothing dropped: what the adapter's training ran."""
+        weight = self.base(r0, r1)
+        weight += self.delta.under(None).rows(r0, r1)
+        return weight
+
+    def new_mask(self) -> Mask:
+        """The mask that a `MaskMove` chooses, tile by tile."""
+        old = self.masks.mask(self.delta.module)
+        move = cast("MaskMove", self.merge)  # structural: the policy's `moves_mask` says so
+        if old is None:
+            raise ValueError("a dense weight has no mask to move")
+        parts = [
+            np.packbits(
+                move.select(self.base(r0, r1), old.rows(r0, r1), self.delta.rows(r0, r1)), axis=1
+            )
+            for r0, r1 in tiles(0, old.out_features)
+        ]
+        return Mask(old.out_features, old.in_features, np.concatenate(parts))
