@@ -33,20 +33,30 @@ def build_model(fused: FusedModel) -> torch.nn.Module:
         InputRefused: `config-invalid`, `tensor-missing`, `tensor-unexpected`, `tensor-shape`.
         VerificationFailed: `reference-broken` where a parameter or buffer was left empty.
     """
+    model = empty_model(fused)
+    _fill(model, fused)
+    if fused.tied:
+        _tie(model, fused)
+    _check_whole(model, fused.tied)
+    return model.eval().requires_grad_(False)
+
+
+def empty_model(fused: FusedModel, attention: str = "eager") -> torch.nn.Module:
+    """Transformers' class for the model, its parameters on the meta device, its buffers real.
+
+    Raises:
+        InputRefused: `config-invalid`.
+    """
     config = make_config(fused)
     with torch.device("meta"):
         model = cast(
             torch.nn.Module,
             AutoModelForCausalLM.from_config(
-                config, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False
+                config, attn_implementation=attention, dtype=torch.float32, trust_remote_code=False
             ),
         )
-    _fill(model, fused)
-    if fused.tied:
-        _tie(model, fused)
     _real_buffers(model, config)
-    _check_whole(model, fused.tied)
-    return model.eval().requires_grad_(False)
+    return model
 
 
 def make_config(fused: FusedModel) -> PretrainedConfig:
@@ -85,19 +95,30 @@ def _fill(model: torch.nn.Module, fused: FusedModel) -> None:
             f"transformers' {type(model).__name__} has no such parameter",
             tensor=extra[0],
         )
-    for name, parameter in wanted.items():
-        tensor = fused.tensors[name]
-        if tuple(parameter.shape) != tensor.shape:
-            raise InputRefused(
-                "tensor-shape",
-                f"shape {list(tensor.shape)}",
-                expected=f"{list(parameter.shape)}",
-                tensor=name,
-            )
-        module, _, leaf = name.rpartition(".")
-        values = _read(tensor, fused.branches.get(module) if leaf == "weight" else None)
-        setattr(model.get_submodule(module), leaf, torch.nn.Parameter(values, requires_grad=False))
+    for name in wanted:
+        fill_parameter(model, name, fused)
     _check_branches(fused, wanted)
+
+
+def fill_parameter(model: torch.nn.Module, name: str, fused: FusedModel) -> None:
+    """Give one parameter of `model` its fused values in float32, with its branch where one is.
+
+    Raises:
+        InputRefused: `tensor-missing`, `tensor-shape`.
+    """
+    tensor = fused.tensors.get(name)
+    if tensor is None:
+        raise InputRefused("tensor-missing", "the fused model lacks it", tensor=name)
+    module, _, leaf = name.rpartition(".")
+    values = _read(tensor, fused.branches.get(module) if leaf == "weight" else None)
+    if tensor.linear is not None and tensor.linear.transposed:
+        values = values.t().contiguous()
+    want = tuple(model.get_parameter(name).shape)
+    if tuple(values.shape) != want:
+        raise InputRefused(
+            "tensor-shape", f"shape {list(values.shape)}", expected=f"{list(want)}", tensor=name
+        )
+    setattr(model.get_submodule(module), leaf, torch.nn.Parameter(values, requires_grad=False))
 
 
 def _check_branches(fused: FusedModel, wanted: dict[str, Any]) -> None:

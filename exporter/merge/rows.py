@@ -13,6 +13,7 @@ from exporter.merge.base import MaskMove, MergePolicy, RowMerge
 from exporter.merge.combined import CombinedDelta
 from exporter.merge.kept import KeptMasks
 from exporter.model import CheckedModel, RowReader
+from exporter.sparsity.bits import U8
 from exporter.sparsity.mask import Mask
 from exporter.store.checkpoint import Checkpoint
 from exporter.store.dtypes import F32
@@ -117,8 +118,8 @@ class MergedRows:
 
     def trained(self, r0: int, r1: int) -> F32:
         """Rows of `W + D` with nothing dropped: what the adapter's training ran."""
-        weight = self.base(r0, r1)
-        weight += self.delta.under(None).rows(r0, r1)
+        weight, delta = self.delta.under(None).onto(self.base(r0, r1), r0, r1)
+        weight += delta
         return weight
 
     def new_mask(self) -> Mask:
@@ -127,10 +128,8 @@ class MergedRows:
         move = cast("MaskMove", self.merge)  # structural: the policy's `moves_mask` says so
         if old is None:
             raise ValueError("a dense weight has no mask to move")
-        parts = [
-            np.packbits(
-                move.select(self.base(r0, r1), old.rows(r0, r1), self.delta.rows(r0, r1)), axis=1
-            )
-            for r0, r1 in tiles(0, old.out_features)
-        ]
+        parts: list[U8] = []
+        for r0, r1 in tiles(0, old.out_features):
+            weight, delta = self.delta.onto(self.base(r0, r1), r0, r1)
+            parts.append(np.packbits(move.select(weight, old.rows(r0, r1), delta), axis=1))
         return Mask(old.out_features, old.in_features, np.concatenate(parts))
