@@ -75,6 +75,9 @@ class Adapter:
     deltas: Mapping[str, Delta | BaseBound]  # module (a linear, the head, the embedding) -> delta
     replacements: tuple[Replacement, ...] = ()
     masks: Mapping[str, Mask] | None = None  # the mask it was trained under (LoSA)
+    # Digests of that mask, where only they are known: of each module (`Mask.sha256`), or of all
+    # prunable linears of the base in one (`sparsity.agree.masks_sha256`).
+    mask_sha256: Mapping[str, str] | str | None = None
     masked: bool = False  # deltas are zero by construction outside `masks`, or where the base is
     unties: bool = False  # trained with embedding and head apart, though the base ties them
     tensors_used: int = 0
@@ -110,3 +113,6 @@ class BaseIdentity:
 
     name: str | None  # config's _name_or_path or the folder's name
     sha256: Any  # Callable[[], str]
+    # Rows of a tensor of the base, as stored, by its name there; None where only the headers are
+    # known. A full fine-tune is compared with it, so that what is equal counts as untouched.
+    rows: Callable[[str], RowReader] | None = None

@@ -9,7 +9,8 @@ from exporter.adapters.base import Adapter, AdapterFamily, BaseIdentity
 from exporter.adapters.full import FullFamily
 from exporter.adapters.lora import LoraFamily
 from exporter.adapters.losa import LosaFamily
-from exporter.adapters.peft_files import CONFIG, label, peft_type
+from exporter.adapters.peft_config import PeftConfig
+from exporter.adapters.peft_files import CONFIG, label, peft_type, read_config, validated
 from exporter.arch.model_spec import ModelSpec
 from exporter.errors import InputRefused
 from exporter.store.header import read_header
@@ -56,8 +57,16 @@ def load_adapter(path: Path, spec: ModelSpec, base: BaseIdentity) -> Adapter:
         )
     for family in FAMILIES:
         if family.claims(path):
-            return _all_used(family.read(path, spec, base), path)
+            return _with_digests(_all_used(family.read(path, spec, base), path), path)
     raise _unclaimed(path)
+
+
+def _with_digests(adapter: Adapter, folder: Path) -> Adapter:
+    """Whatever the family: the digest of the mask that it was trained under, if it records one."""
+    if not (folder / CONFIG).is_file():
+        return adapter
+    config = validated(PeftConfig, read_config(folder), label(folder, CONFIG))
+    return replace(adapter, mask_sha256=config.mask_sha256 or None)
 
 
 def _all_used(adapter: Adapter, folder: Path) -> Adapter:

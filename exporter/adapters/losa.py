@@ -22,6 +22,7 @@ from exporter.adapters.losa_files import (
     VERSION,
     BundleMasks,
     LosaConfig,
+    check_claims,
     facts_of,
     is_losa,
     open_masks,
@@ -71,6 +72,7 @@ class LosaFamily:
         shapes = check_modules(factors, spec, opened.tensors.label)
         linears = {li.module: (li.out_features, li.in_features) for li in spec.linears()}
         masks = open_masks(folder, config.mask, factors, linears)
+        check_claims(config, masks, label(folder, LOSA_CONFIG))
         deltas = _deltas(config, factors, masks, shapes, opened)
         return Adapter(
             family=self.name,
@@ -179,7 +181,8 @@ def write_losa(
         masks: module -> mask that the base has and the factors were trained under.
         alpha: numerator of the scale.
         r_ref: its denominator, the same for all modules.
-        facts: how it was made: T, schedule, s_final, delta, beta, sparsity_pattern, seed.
+        facts: how it was made: T, schedule, s_final, delta, beta, pattern,
+            sparsity_pattern, seed.
 
     Raises:
         UsageError: `output-exists`.

@@ -13,8 +13,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from exporter.adapters.peft_files import CONFIG, label, read_config, validated
+from exporter.check.claims import check_claim, pattern_mismatch
 from exporter.errors import InputRefused
 from exporter.limits import LIMITS
+from exporter.sparsity.conventions import Claim, claimed_shares
+from exporter.sparsity.count import mask_pattern
 from exporter.sparsity.mask import Mask
 from exporter.store.header import read_header
 from exporter.store.masks import SUFFIX, MasksFile
@@ -37,13 +40,14 @@ class LosaConfig(BaseModel):
     r_ref: int = Field(gt=0, le=LIMITS.lora_rank)
     rank_pattern: dict[str, int] = Field(min_length=1)  # module -> its rank
     mask: str = MASK_FILE
+    pattern: str | None = None  # of the masks; a `Claim`, held against them
+    sparsity_pattern: dict[str, float] | None = None  # module -> share of zeros; likewise
     # How it was made: carried into the report, without effect on the merge.
     T: int | None = None
     schedule: str | list[float] | None = None
     s_final: float | None = None
     delta: float | list[float] | None = None
     beta: float | None = None
-    sparsity_pattern: dict[str, float] | None = None
     seed: int | None = None
 
     @field_validator("rank_pattern")
@@ -53,6 +57,11 @@ class LosaConfig(BaseModel):
             if not 0 < rank <= LIMITS.lora_rank:
                 raise ValueError(f"rank {rank} of {module}")
         return value
+
+    @field_validator("pattern")
+    @classmethod
+    def _known_pattern(cls, value: str | None) -> str | None:
+        return None if value is None else Claim.parse(value).text
 
     @field_validator("mask")
     @classmethod
@@ -67,7 +76,7 @@ class LosaConfig(BaseModel):
         return self.alpha / self.r_ref
 
 
-PROVENANCE = ("T", "schedule", "s_final", "delta", "beta", "sparsity_pattern", "seed")
+PROVENANCE = ("T", "schedule", "s_final", "delta", "beta", "pattern", "seed")
 
 
 def read_losa_config(folder: Path) -> LosaConfig:
@@ -159,6 +168,23 @@ def open_masks(
     return BundleMasks(MasksFile.open(path, {m: s for m, s in linears.items() if m in wanted}))
 
 
+def check_claims(config: LosaConfig, masks: Mapping[str, Mask], file: str) -> None:
+    """The masks are sparse as `pattern` and `sparsity_pattern` say; reads them only for a claim.
+
+    Raises:
+        InputRefused: `pattern-mismatch`, with both readings of N:M or of a share.
+    """
+    if config.pattern is None and config.sparsity_pattern is None:
+        return
+    found = {m: mask_pattern(m, masks[m]) for m in masks}
+    if config.pattern is not None:
+        check_claim(Claim.parse(config.pattern), found.values(), file)
+    shares = config.sparsity_pattern or {}
+    wrong = claimed_shares(shares.items(), {m: p.pattern.density for m, p in found.items()})
+    if wrong is not None:
+        raise pattern_mismatch("the shares of sparsity_pattern", wrong, file)
+
+
 def facts_of(config: LosaConfig) -> dict[str, Any]:
     """What goes into the report."""
     made = {k: v for k in PROVENANCE if (v := getattr(config, k)) is not None}
@@ -168,5 +194,5 @@ def facts_of(config: LosaConfig) -> dict[str, Any]:
         "r_ref": config.r_ref,
         "scale": config.scale,
         "ranks": ranks,
-        "made_with": {k: v for k, v in made.items() if k != "sparsity_pattern"},
+        "made_with": made,
     }

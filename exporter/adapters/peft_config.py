@@ -7,7 +7,7 @@ PEFT 0.21.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -15,6 +15,8 @@ from exporter.adapters.factors import Shapes, head_module
 from exporter.adapters.patterns import inside_saved, layer_index, names_module
 from exporter.arch.model_spec import ModelSpec
 from exporter.errors import InputRefused
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Files(NamedTuple):
@@ -38,6 +40,8 @@ class PeftConfig(BaseModel):
     bias: Literal["none", "all", "lora_only"] = "none"
     base_model_name_or_path: str | None = None
     base_sha256: str | None = None
+    # Of the mask it was trained under: one digest for all linears, or one for each module.
+    mask_sha256: Digest | dict[str, Digest] | None = None
 
     @field_validator("modules_to_save", mode="before")
     @classmethod
