@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from exporter.adapters.base import Adapter, BaseIdentity
 from exporter.adapters.load import load_adapter
 from exporter.arch.model_spec import ModelSpec
@@ -21,5 +23,5 @@ def read_adapters(
     """
     recorded = checkpoint.config.get("_name_or_path")
     name = recorded if isinstance(recorded, str) and recorded else request.model.resolve().name
-    base = BaseIdentity(name, checkpoint.identity)
+    base = BaseIdentity(name, checkpoint.identity, lambda t: partial(checkpoint.rows, t))
     return tuple((load_adapter(a.path, spec, base), a.weight) for a in request.adapters)

@@ -85,17 +85,25 @@ def read_config(folder: Path, name: str = CONFIG) -> Mapping[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-def open_peft(folder: Path, marks: tuple[str, ...] = ("lora_",)) -> PeftFolder:
-    """Open a folder whose config is there; `marks` as in `parse_names`.
+def open_peft(
+    folder: Path, marks: tuple[str, ...] = ("lora_",), apart: tuple[str, ...] = ()
+) -> PeftFolder:
+    """Open a folder whose config is there.
+
+    Args:
+        folder: of the adapter.
+        marks: as in `parse_names`.
+        apart: tensors that belong to no module, if they are there; not among `names`.
 
     Raises:
         InputRefused: `pickle-refused`, `ambiguous-weights`, `input-missing`, header codes,
             and those of `parse_names`.
     """
     config = read_config(folder)
-    _one_set_of_weights(folder)
+    one_set_of_weights(folder)
     tensors = TensorFile(folder / WEIGHTS, label(folder, WEIGHTS))
-    names = parse_names(tensors.entries, tensors.label, marks)
+    own = (n for n in tensors.entries if n not in apart)
+    names = parse_names(own, tensors.label, marks)
     return PeftFolder(folder, config, tensors, tuple(names))
 
 
@@ -120,7 +128,12 @@ def write_peft(
         file.close()
 
 
-def _one_set_of_weights(folder: Path) -> None:
+def one_set_of_weights(folder: Path) -> None:
+    """The folder holds adapter_model.safetensors and no pickle.
+
+    Raises:
+        InputRefused: `pickle-refused`, `ambiguous-weights`.
+    """
     pickles = [n for n in _PICKLES if (folder / n).exists()]
     if not pickles:
         return
@@ -136,7 +149,9 @@ def _one_set_of_weights(folder: Path) -> None:
         "the adapter's weights are a pickle",
         expected=WEIGHTS,
         file=label(folder, pickles[0]),
-        hint="Load it with PEFT and save it again with safe_serialization=True.",
+        # Not through PEFT: it would drop what it does not know, the columns of SPP for one.
+        hint="Where you trust it, convert it with torch.load(path, weights_only=True) and "
+        "safetensors.torch.save_file, which keep every tensor.",
     )
 
 

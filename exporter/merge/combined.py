@@ -50,6 +50,20 @@ class CombinedDelta:
             raise ValueError("a combined delta without parts")
         return total
 
+    def onto(self, weight: F32, r0: int, r1: int) -> tuple[F32, F32]:
+        """Two addends of the merged rows `[r0:r1]`: `weight` and the delta's rows.
+
+        For a full fine-tune alone, at weight 1, they are -0.0 and its own rows V: in float32
+        `W + (V - W)` rounds twice and can miss V, while `-0.0 + V` is V bit for bit. `weight` is
+        fresh and may be overwritten.
+        """
+        if len(self.parts) == 1 and self.parts[0][1] == 1.0:
+            result = getattr(self._bound[0][0], "result", None)
+            if result is not None:
+                weight.fill(-0.0)
+                return weight, result(r0, r1)
+        return weight, self.rows(r0, r1)
+
     @cached_property
     def _bound(self) -> tuple[tuple[Delta, float], ...]:
         return tuple((self._bind(d), w) for d, w in self.parts)
