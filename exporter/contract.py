@@ -6,15 +6,19 @@ implement them and are found by name through entry points (`exporter.registry`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from exporter.model import FusedModel
 from exporter.store.dtypes import F32
 
 Progress = Callable[[str, int, int], None]  # (what, done, total) in bytes or steps
+Tokens = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -192,6 +196,50 @@ class ReferenceSession(Session, Protocol):
 
     def hidden_states(self, tokens: Sequence[int]) -> Mapping[str, F32]:
         """Float32 `[T, hidden]` by the keys of `Target.probe`."""
+        ...
+
+
+class KeepGram(Protocol):
+    """Takes what calibration measured."""
+
+    def __call__(self, modules: Sequence[str], gram: F32, /) -> None:
+        """Store `X^T X`, float32 `[in, in]`, of modules that read the same input `X`."""
+        ...
+
+
+class Calibrator(Protocol):
+    """Runs a fused model over text, in memory that follows one block and the hidden states."""
+
+    def tokenise(self, folder: Path, text: str) -> Tokens:
+        """Token ids `[n]` by the tokenizer of a model folder, without special tokens.
+
+        Raises:
+            InputRefused: `input-missing`.
+        """
+        ...
+
+    def observe(
+        self,
+        model: FusedModel,
+        windows: Tokens,
+        held_out: int,
+        gram_of: Collection[str],
+        keep: KeepGram,
+        progress: Progress | None = None,
+    ) -> float:
+        """Mean negative log-likelihood in nats per predicted token of the last windows.
+
+        Args:
+            model: a branch kept apart is computed with its weight.
+            windows: token ids `[n, length]`.
+            held_out: how many of the last windows the loss is taken on, at least 1; inputs are
+                observed on those before them.
+            gram_of: modules whose inputs are observed.
+            keep: given each Gram matrix as soon as its block is done.
+
+        Raises:
+            InputRefused: `arch-unsupported`, `config-invalid`, `tensor-*`.
+        """
         ...
 
 

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from exporter.adapters.base import Adapter
-from exporter.calibration.grams import Workbench
+from exporter.adapters.base import Adapter, KeptRows
 from exporter.contract import Progress
 from exporter.errors import InputRefused, UsageError
 from exporter.merge.base import MergePolicy, ModuleFacts
@@ -15,6 +14,7 @@ from exporter.merge.combined import CombinedDelta, combine
 from exporter.merge.decide import Decision, decide
 from exporter.merge.kept import KeptMasks
 from exporter.merge.rows import Bases, MergedRows, Whole
+from exporter.merge.workbench import Workbench
 from exporter.model import CheckedModel, FusedModel, FusedTensor, LowRank, RowReader
 from exporter.sparsity.mask import Mask
 
@@ -101,18 +101,22 @@ def _collect(adapters: Sequence[Weighted]) -> Whole:
     whole = Whole()
     for adapter, weight in adapters:
         for item in adapter.replacements:
-            if item.mode != "replace":
+            if item.mode in ("add", "scale"):
                 whole.added.setdefault(item.tensor, []).append((item, weight))
                 continue
-            if weight != 1.0 or item.tensor in whole.replaced:
+            if weight != 1.0 or not whole.free(item):
                 why = "two adapters replace it" if weight == 1.0 else f"weight {weight:g}"
+                what = "rows of a tensor" if item.mode == "rows" else "a whole tensor"
                 raise UsageError(
                     "usage",
-                    f"adapter {adapter.name} replaces a whole tensor: {why}",
+                    f"adapter {adapter.name} replaces {what}: {why}",
                     expected="one adapter of weight 1 for each replaced tensor",
                     tensor=item.tensor,
                 )
-            whole.replaced[item.tensor] = item
+            if item.mode == "rows":
+                whole.patches.setdefault(item.tensor, []).append(item)
+            else:
+                whole.replaced[item.tensor] = item
     return whole
 
 
@@ -135,7 +139,7 @@ def _tensors(
         module = name.removesuffix(".weight")
         decision = decisions.get(module) if name.endswith(".weight") else None
         merges = decision is not None and not decision.policy.keeps_branch
-        rows: RowReader = bases.rows(name)
+        rows: RowReader = bases.rows(name, _kept(bases.masks, name.rpartition(".")[0], decisions))
         if decision is not None and merges:
             rows = _merged(bases, deltas[module], decision.policy, bench)
         changed = merges or bases.whole.touches(name)
@@ -148,12 +152,24 @@ def _merged(
 ) -> MergedRows:
     masks, module = bases.masks, delta.module
     if policy.drops_outside and not masks.is_dense(module):
-        delta = delta.under(lambda r0, r1: masks.rows(module, r0, r1))
+        delta = delta.under(_rows_of(masks, module))
     facts = ModuleFacts(module, masks.pattern(module), bench.gram(module) if bench else None)
     rows = MergedRows(bases.weight(module), delta, policy, masks, policy.bind(facts))
     if bench is None or not policy.solves:
         return rows
     return replace(rows, stored=bench.keep_rows(delta.shape, rows))
+
+
+def _kept(masks: KeptMasks, module: str, decisions: Mapping[str, Decision]) -> KeptRows | None:
+    """The module's mask where its merge drops everything outside it."""
+    found = decisions.get(module)
+    if found is None or not found.policy.drops_outside or masks.is_dense(module):
+        return None
+    return _rows_of(masks, module)
+
+
+def _rows_of(masks: KeptMasks, module: str) -> KeptRows:
+    return lambda r0, r1: masks.rows(module, r0, r1)
 
 
 def _check_all_used(
@@ -163,7 +179,7 @@ def _check_all_used(
     adapters: Sequence[Weighted],
 ) -> None:
     """Nothing of an adapter is left behind, and something changes."""
-    wanted = [f"{m}.weight" for m in deltas] + [*whole.replaced, *whole.added]
+    wanted = [f"{m}.weight" for m in deltas] + [*whole.replaced, *whole.patches, *whole.added]
     lost = sorted(set(wanted) - tensors.keys())
     if lost:
         raise InputRefused(
@@ -193,6 +209,9 @@ def _record(
         ],
         "modules": {m: {"policy": d.policy.name, "reason": d.reason} for m, d in decisions.items()},
         "replaced": {t: r.why for t, r in sorted(whole.replaced.items())},
+        "rows_replaced": {
+            t: sum(len(r.indices) for r in found) for t, found in sorted(whole.patches.items())
+        },
         "added_to": sorted(whole.added),
         "head": _head_note(tied, checked, whole),
     }

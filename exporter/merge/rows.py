@@ -7,7 +7,7 @@ from typing import cast
 
 import numpy as np
 
-from exporter.adapters.base import Replacement
+from exporter.adapters.base import KeptRows, Replacement
 from exporter.adapters.tiles import TILE_ROWS, tiles
 from exporter.merge.base import MaskMove, MergePolicy, RowMerge
 from exporter.merge.combined import CombinedDelta
@@ -24,18 +24,23 @@ SOLVE_ROWS = 256
 
 @dataclass(frozen=True)
 class BaseRows:
-    """A tensor that no delta touches; replaced or added to as a whole where an adapter says so."""
+    """A tensor that no delta touches; replaced or added to where an adapter says so."""
 
     checkpoint: Checkpoint
     tensor: str  # name in the checkpoint
     sparse: bool = False  # a pruned linear: its zeros come out as +0.0
     replaced: Replacement | None = None
+    patches: tuple[Replacement, ...] = ()  # single rows
     added: tuple[tuple[Replacement, float], ...] = ()
 
     def __call__(self, r0: int, r1: int) -> F32:
         """Rows `[r0:r1]`, fresh float32."""
         source: RowReader = self.replaced.rows if self.replaced else self._base
         values = source(r0, r1)
+        for patch in self.patches:
+            for i, row in enumerate(patch.indices):
+                if r0 <= row < r1:
+                    values[row - r0] = patch.rows(i, i + 1)[0]
         own = values.copy() if any(a.mode == "scale" for a, _ in self.added) else values
         for addition, weight in self.added:
             part = addition.rows(r0, r1)
@@ -52,14 +57,22 @@ class BaseRows:
 
 @dataclass
 class Whole:
-    """Replacements by tensor: at most one that replaces, any number that add."""
+    """Replacements by tensor: at most one for each row, any number that add."""
 
     replaced: dict[str, Replacement] = field(default_factory=dict)
+    patches: dict[str, list[Replacement]] = field(default_factory=dict)
     added: dict[str, list[tuple[Replacement, float]]] = field(default_factory=dict)
 
     def touches(self, tensor: str) -> bool:
         """Whether any adapter replaces the tensor or adds to it."""
-        return tensor in self.replaced or tensor in self.added
+        return any(tensor in found for found in (self.replaced, self.patches, self.added))
+
+    def free(self, item: Replacement) -> bool:
+        """Whether no adapter has replaced the rows of `item` before."""
+        others = self.patches.get(item.tensor, [])
+        if item.tensor in self.replaced or (item.mode == "replace" and others):
+            return False
+        return not any(set(item.indices) & set(o.indices) for o in others)
 
 
 @dataclass(frozen=True)
@@ -70,18 +83,27 @@ class Bases:
     masks: KeptMasks
     whole: Whole = field(default_factory=Whole)
 
-    def rows(self, tensor: str) -> BaseRows:
-        """Rows of one tensor; a tied head's are those of the embedding."""
+    def rows(self, tensor: str, kept: KeptRows | None = None) -> BaseRows:
+        """Rows of one tensor; a tied head's are those of the embedding.
+
+        `kept` is the mask of the tensor's module where the merge keeps it, for a bias that
+        depends on the merged weight.
+        """
         spec = self.checked.spec
         stored = spec.embedding if tensor == spec.head and self.checked.head_is_tied else tensor
         module = tensor.removesuffix(".weight")
+        added = self.whole.added.get(tensor, ())
         return BaseRows(
             self.checked.checkpoint,
             stored,
             sparse=tensor != module and not self.masks.is_dense(module),
             replaced=self.whole.replaced.get(tensor),
-            added=tuple(self.whole.added.get(tensor, ())),
+            patches=tuple(self.whole.patches.get(tensor, ())),
+            added=tuple((a if a.bound is None else self._on(a, kept), w) for a, w in added),
         )
+
+    def _on(self, addition: Replacement, kept: KeptRows | None) -> Replacement:
+        return addition.on(self.weight(addition.tensor.rpartition(".")[0]), kept)
 
     def weight(self, module: str) -> BaseRows:
         """Rows of a module's weight."""
