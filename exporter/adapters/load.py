@@ -5,12 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from exporter.adapters.adalora import AdaloraFamily
 from exporter.adapters.base import Adapter, AdapterFamily, BaseIdentity
+from exporter.adapters.foreign import way_out
 from exporter.adapters.full import FullFamily
+from exporter.adapters.ia3 import Ia3Family
+from exporter.adapters.loha import LohaFamily
+from exporter.adapters.lokr import LokrFamily
 from exporter.adapters.lora import LoraFamily
 from exporter.adapters.losa import LosaFamily
 from exporter.adapters.peft_config import PeftConfig
 from exporter.adapters.peft_files import CONFIG, label, peft_type, read_config, validated
+from exporter.adapters.pooling import PoolingFamily
+from exporter.adapters.s2ft import S2ftFamily
+from exporter.adapters.s2ft_permuted import S2ftPermutedFamily
+from exporter.adapters.shira import ShiraFamily
+from exporter.adapters.spp import SppFamily
+from exporter.adapters.vera import VeraFamily
 from exporter.arch.model_spec import ModelSpec
 from exporter.errors import InputRefused
 from exporter.store.header import read_header
@@ -23,18 +34,13 @@ FAMILIES: tuple[AdapterFamily, ...] = (
     S2ftFamily(),
     S2ftPermutedFamily(),  # a whole model, with the order of its channels
     LoraFamily(),
+    AdaloraFamily(),
+    LohaFamily(),
+    LokrFamily(),
+    Ia3Family(),
+    VeraFamily(),
+    ShiraFamily(),
     FullFamily(),
-)
-
-_PROMPTS = frozenset(
-    {
-        "ADAPTION_PROMPT",
-        "CPT",
-        "MULTITASK_PROMPT_TUNING",
-        "P_TUNING",
-        "PREFIX_TUNING",
-        "PROMPT_TUNING",
-    }
 )
 
 
@@ -95,17 +101,10 @@ def _unclaimed(path: Path) -> InputRefused:
             expected="an adapter as PEFT's save_pretrained writes it, or a LoSA bundle",
             file=path.name,
         )
-    if kind in _PROMPTS:
-        hint = "It adds tokens, not weights, so no tool can merge it: train a LoRA instead."
-    else:
-        hint = (
-            "Convert it to LoRA with peft.save_as_lora where PEFT can, or train a LoRA or LoSA; "
-            "merging it by PEFT into the pruned base would fill the zeros."
-        )
     return InputRefused(
         "adapter-unsupported",
         f"peft_type {kind}",
         expected=", ".join(f.name for f in FAMILIES),
         file=label(path, CONFIG),
-        hint=hint,
+        hint=way_out(kind),
     )

@@ -66,11 +66,11 @@ def doubled_prefix(tensors: dict[str, Any]) -> None:
 
 # name -> (how it is made, code, file, tensor, a word of the message)
 REFUSED: dict[str, tuple[Callable[..., Path], str, str, str | None, str]] = {
-    "AdaLoRA": (option(peft_type="ADALORA"), "adapter-unsupported", CONFIG, None, "ADALORA"),
-    "LoHa": (option(peft_type="LOHA"), "adapter-unsupported", CONFIG, None, "LOHA"),
-    "LoKr": (option(peft_type="LOKR"), "adapter-unsupported", CONFIG, None, "LOKR"),
-    "IA3": (option(peft_type="IA3"), "adapter-unsupported", CONFIG, None, "IA3"),
-    "VeRA": (option(peft_type="VERA"), "adapter-unsupported", CONFIG, None, "VERA"),
+    "BOFT": (option(peft_type="BOFT"), "adapter-unsupported", CONFIG, None, "BOFT"),
+    "HRA": (option(peft_type="HRA"), "adapter-unsupported", CONFIG, None, "HRA"),
+    "OFT": (option(peft_type="OFT"), "adapter-unsupported", CONFIG, None, "OFT"),
+    "P-tuning": (option(peft_type="P_TUNING"), "adapter-unsupported", CONFIG, None, "P_TUNING"),
+    "X-LoRA": (option(peft_type="XLORA"), "adapter-unsupported", CONFIG, None, "XLORA"),
     "DoRA": (option(use_dora=True), "adapter-option", CONFIG, None, "DoRA"),
     "an option of a newer PEFT": (option(novel=2), "adapter-option", CONFIG, None, "novel"),
     "LoSA that lost its bundle": (
