@@ -49,7 +49,7 @@ class S2ftPermutedFamily:
         readers = unpermuted(stored(other.checkpoint), axes, spec)
         _check_frozen(spec, base, readers, label(folder, S2FT_ORDER))
         found = difference(other, spec, base, readers)
-        moved = sum(a != Axes(None, None, None) for a in axes)
+        moved = sum(a.ffn is not None or a.query is not None for a in axes)
         facts = {"layers_permuted": moved}
         return fine_tune(self.name, folder, other, found, base, orders.base_sha256, facts)
 

@@ -14,7 +14,7 @@ from exporter.check.model import check_model
 from exporter.errors import InputRefused
 from exporter.model import CheckedModel, RowReader
 from exporter.store.checkpoint import Checkpoint
-from tests.merge.world import tensors_of
+from tests.adapters.forge import BASE
 
 
 def reader(values: Any) -> RowReader:
@@ -32,12 +32,6 @@ def base_of(checked: CheckedModel) -> BaseIdentity:
     )
 
 
-def memory_base(checked: CheckedModel) -> BaseIdentity:
-    """The identity of a model of `make_model`."""
-    tensors = tensors_of(checked)
-    return BaseIdentity("tiny-base", lambda: "ab" * 32, lambda t: reader(tensors[t]))
-
-
 def opened(folder: Path) -> CheckedModel:
     """A model folder, checked."""
     return check_model(Checkpoint.open(folder))
@@ -45,7 +39,7 @@ def opened(folder: Path) -> CheckedModel:
 
 def load(folder: Path, checked: CheckedModel, base: BaseIdentity | None = None) -> Adapter:
     """The adapter in `folder` for a model."""
-    return load_adapter(folder, checked.spec, base or memory_base(checked))
+    return load_adapter(folder, checked.spec, base or BASE)
 
 
 def refused(code: str, folder: Path, checked: CheckedModel, **kwargs: Any) -> InputRefused:
