@@ -132,7 +132,7 @@ def write_shira(
 
 def _sorted(module: str, indices: NDArray[Any], values: F32) -> dict[str, NDArray[Any]]:
     order = np.lexsort((indices[1], indices[0]))
-    indices = indices[:, order].astype(np.int32)
+    indices = np.ascontiguousarray(indices[:, order], np.int32)
     if (np.diff(indices, axis=1) == 0).all(axis=0).any():
         raise InputRefused(
             "adapter-invalid", "a position comes twice", expected="one value each", tensor=module
