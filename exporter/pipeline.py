@@ -69,7 +69,7 @@ def prepare(request: ExportRequest, watch: Stopwatch, progress: Progress | None)
         if request.expect is not None:
             check_claim(request.expect, checked.patterns.values())
     with watch.stage("fuse"):
-        adapters = read_adapters(request, checkpoint, checked.spec)
+        adapters = read_adapters(request, checked.checkpoint, checked.spec)
         model = fuse(checked, adapters, request.policy, progress)
     diagnostics = tuple(target.inspect(model))
     _stop_on_refusal(request.target, diagnostics)

@@ -9,17 +9,19 @@ from collections.abc import Iterable
 
 from exporter.adapters.base import Adapter
 from exporter.arch.spec import load_spec
+from exporter.check.arrange import arranged
 from exporter.check.dtypes import check_dtypes
 from exporter.check.masks import ZerosMasks, linear_shapes
 from exporter.check.names import account
 from exporter.check.shapes import check_shapes
 from exporter.check.vocab import check_vocab
 from exporter.inputs import read_adapters
-from exporter.merge.policies import policy_by_name
+from exporter.merge.policies import require_calibration
 from exporter.model import CheckedModel, FusedModel, FusedTensor, LowRank, RowReader
 from exporter.request import ExportRequest
 from exporter.store.checkpoint import Checkpoint
 from exporter.store.masks import MasksFile
+from exporter.store.plainfile import stamp_file
 
 
 def header_model(request: ExportRequest) -> FusedModel:
@@ -27,12 +29,13 @@ def header_model(request: ExportRequest) -> FusedModel:
 
     Raises:
         InputRefused: a fault that the headers of model, masks file or adapters show.
-        UsageError: `usage` for an unknown merge policy.
+        UsageError: `usage` for an unknown merge policy, `calibration-needed`.
     """
-    if request.policy is not None:
-        policy_by_name(request.policy)
-    checkpoint = Checkpoint.open(request.model)
-    checked = _checked(checkpoint)
+    require_calibration(request.policy, request.calibration is not None)
+    for text in request.calibration.files if request.calibration else ():
+        stamp_file(text)
+    checked = _checked(Checkpoint.open(request.model))
+    checkpoint = checked.checkpoint
     if request.masks is not None:
         MasksFile.open(request.masks, linear_shapes(checked.spec))
     adapters = [adapter for adapter, _ in read_adapters(request, checkpoint, checked.spec)]
@@ -49,6 +52,7 @@ def header_model(request: ExportRequest) -> FusedModel:
 
 def _checked(checkpoint: Checkpoint) -> CheckedModel:
     spec = load_spec(checkpoint.config)
+    checkpoint = arranged(checkpoint, spec)
     check_dtypes(checkpoint)
     dropped = account(checkpoint, spec)
     check_vocab(checkpoint, spec)

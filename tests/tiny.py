@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-KINDS = ("llama2", "llama3", "mistral", "qwen2", "qwen3", "smollm2")
+KINDS = ("llama2", "llama3", "mistral", "qwen2", "qwen3", "smollm2")  # those with a graph
+CONV1D = "gpt2"  # linears stored [in, out]; no graph
 VOCAB = 272  # 256 bytes, 3 special tokens, and padding rows as real checkpoints have
 
 _COMMON: dict[str, Any] = {
@@ -51,11 +52,24 @@ _KIND: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+_GPT2: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "n_embd": 64,
+    "n_inner": 160,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
 
 def tiny_config(kind: str, **overrides: Any) -> Any:
     """The transformers config object of `kind`; `overrides` are its fields."""
     import transformers
 
+    if kind == CONV1D:
+        return transformers.GPT2Config(**{**_GPT2, **overrides})
     family, fields = _KIND[kind]
     return getattr(transformers, f"{family}Config")(**{**_COMMON, **fields, **overrides})
 
@@ -73,7 +87,7 @@ def make_tiny(
     import torch
     import transformers
 
-    family, _ = _KIND[kind]
+    family = "GPT2" if kind == CONV1D else _KIND[kind][0]
     if tied is not None:
         overrides["tie_word_embeddings"] = tied
     if bias is not None and family in ("Llama", "Qwen3"):
@@ -81,7 +95,8 @@ def make_tiny(
     if bias is not None and family == "Llama":
         overrides["mlp_bias"] = bias
     config = tiny_config(kind, **overrides)
-    model = getattr(transformers, f"{family}ForCausalLM")(config).float().eval()
+    name = "GPT2LMHeadModel" if kind == CONV1D else f"{family}ForCausalLM"
+    model = getattr(transformers, name)(config).float().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
@@ -94,10 +109,14 @@ def _fill(name: str, parameter: Any, sparsity: float, generator: Any) -> None:
 
     noise = torch.randn(parameter.shape, generator=generator)
     if parameter.ndim == 1:  # norm gains around 1, biases around 0
-        parameter.copy_(noise * 0.1 + (1.0 if "norm" in name else 0.0))
+        gain = "norm" in name or (".ln_" in name and name.endswith(".weight"))
+        parameter.copy_(noise * 0.1 + (1.0 if gain else 0.0))
         return
-    parameter.copy_(noise * (0.2 if "embed" in name else 1.5 / parameter.shape[1] ** 0.5))
-    if sparsity and "_proj." in name:
+    conv1d = ".c_" in name  # [in, out]
+    table = "embed" in name or name.endswith((".wte.weight", ".wpe.weight"))
+    fan_in = parameter.shape[0 if conv1d else 1]
+    parameter.copy_(noise * (0.2 if table else 1.5 / fan_in**0.5))
+    if sparsity and ("_proj." in name or conv1d):
         zeros = round(sparsity * parameter.numel())
         order = parameter.abs().flatten().argsort(stable=True)
         parameter.view(-1)[order[:zeros]] = 0.0
@@ -118,7 +137,7 @@ def save_tiny(
     """Save a tiny random model of `kind` with a tokenizer into `folder`; gives `folder`.
 
     Args:
-        kind: one of `KINDS`.
+        kind: one of `KINDS`, or `CONV1D`.
         folder: made if it is not there.
         dtype: stored type, "float32", "bfloat16" or "float16".
         sparsity: share of zeros in every linear of the layers, the smallest magnitudes first.

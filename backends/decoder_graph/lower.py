@@ -11,6 +11,7 @@ import onnx
 from backends.decoder_graph.build import build_graph
 from backends.decoder_graph.files import write_file
 from backends.decoder_graph.layout import BLOCK_BYTES, Slot, data_layout
+from backends.decoder_graph.narrow import decoder_spec
 from backends.decoder_graph.options import GraphOptions
 from exporter.contract import LowerPlan, PlannedFile, Progress
 from exporter.errors import InputRefused
@@ -79,7 +80,7 @@ def data_bytes(slots: Sequence[Slot]) -> int:
 
 
 def _graph(model: FusedModel, slots: Sequence[Slot], options: GraphOptions) -> onnx.ModelProto:
-    graph = build_graph(model.spec, slots, options, tied=model.tied)
+    graph = build_graph(decoder_spec(model.spec), slots, options, tied=model.tied)
     _refuse_unused(graph, {slot.name: slot for slot in slots})
     return graph
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from backends.base import Diagnostic
 from backends.cpu import isa
+from backends.decoder_graph.narrow import decoder_spec, no_graph
 from backends.deepsparse.runtime import LICENCE
 from backends.deepsparse.settings import GRANULE, Settings, longest
 from backends.deepsparse.tokenizer import complaints
@@ -38,7 +39,7 @@ def diagnose(model: FusedModel, settings: Settings, data_bytes: int) -> Iterator
     """Notes and warnings for a model that can be lowered."""
     yield Diagnostic("note", f"DeepSparse: {LICENCE}")
     yield _SPEED.get(isa(), _AVX512)
-    yield from _lengths(model.spec, settings)
+    yield from _lengths(decoder_spec(model.spec), settings)
     if not settings.internal_kv_cache:
         yield Diagnostic(
             "warning",
@@ -58,7 +59,11 @@ def diagnose(model: FusedModel, settings: Settings, data_bytes: int) -> Iterator
 
 def refusals(model: FusedModel) -> Iterator[Diagnostic]:
     """Why DeepSparse would not compute this model, or not rightly."""
-    spec = model.spec
+    refused = no_graph(model.spec)
+    if refused:
+        yield from refused
+        return
+    spec = decoder_spec(model.spec)
     if not longest(spec):
         yield Diagnostic(
             "refusal",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
+from backends.decoder_graph.narrow import decoder_spec, no_graph
 from backends.decoder_graph.need import need_onnx
 from exporter.contract import (
     Diagnostic,
@@ -63,7 +64,10 @@ class OnnxRuntimeTarget:
 
     def inspect(self, model: FusedModel) -> Sequence[Diagnostic]:
         """Notes on the sequence length, and what onnxruntime makes of sparse weights."""
-        spec = model.spec
+        refused = no_graph(model.spec)
+        if refused:
+            return refused
+        spec = decoder_spec(model.spec)
         found: list[Diagnostic] = []
         if self.sequence_length is not None and not (
             1 <= self.sequence_length <= spec.full_context

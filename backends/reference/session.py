@@ -86,9 +86,7 @@ class TorchReference:
     def hidden_states(self, tokens: Sequence[int]) -> Mapping[str, F32]:
         """Float32 `[T, hidden]` after the embedding, each layer and the final norm, uncached."""
         base = self._open_net().base_model
-        modules = {"embedding": base.embed_tokens}
-        modules |= {f"layer.{i}": layer for i, layer in enumerate(base.layers)}
-        modules["norm"] = base.norm
+        modules = _shown(base)
         states: dict[str, F32] = {}
         hooks = [m.register_forward_hook(_keep(states, key)) for key, m in modules.items()]
         try:
@@ -157,6 +155,15 @@ class TorchReference:
                 expected=f"{length} in each",
                 hint="This version of transformers treats its cache in another way: report it.",
             )
+
+
+def _shown(base: Any) -> dict[str, torch.nn.Module]:
+    """The modules whose outputs are the states, by the keys of `Target.probe`."""
+    if hasattr(base, "wte"):  # GPT-2: `drop` gives tokens and positions together
+        first, layers, last = base.drop, base.h, base.ln_f
+    else:
+        first, layers, last = base.embed_tokens, base.layers, base.norm
+    return {"embedding": first, **{f"layer.{i}": x for i, x in enumerate(layers)}, "norm": last}
 
 
 def _keep(states: dict[str, F32], key: str) -> Callable[..., None]:

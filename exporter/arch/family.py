@@ -69,14 +69,23 @@ def find_family(model_type: object, architectures: object) -> Family:
         raise InputRefused(
             "arch-unsupported",
             f"model_type is {model_type!r:.80}",
-            expected=f"one of {', '.join(known)}",
+            expected=f"one of {', '.join(known)}, gpt2",
             file=FILE,
         )
-    if architectures is not None and architectures != [family.architecture]:
+    check_architecture(architectures, family.architecture)
+    return family
+
+
+def check_architecture(found: object, expected: str) -> None:
+    """A config's `architectures` is the model with its language head, or left out.
+
+    Raises:
+        InputRefused: `arch-unsupported`.
+    """
+    if found is not None and found != [expected]:
         raise InputRefused(
             "arch-unsupported",
-            f"architectures is {architectures!r:.80}",
-            expected=f"[{family.architecture!r}]",
+            f"architectures is {found!r:.80}",
+            expected=f"[{expected!r}]",
             file=FILE,
         )
-    return family

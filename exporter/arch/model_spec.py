@@ -87,6 +87,11 @@ class ModelSpec(Protocol):
         ...
 
     @property
+    def optional_prefix(self) -> str:
+        """Start of names that checkpoints of the body alone leave out; "" where none does."""
+        ...
+
+    @property
     def config(self) -> Mapping[str, Any]:
         """config.json as parsed."""
         ...

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from exporter.arch.family import BiasRule, Family, find_family
 from exporter.arch.fields import FILE, Fields, invalid
+from exporter.arch.gpt2 import GPT2, load_gpt2
 from exporter.arch.model_spec import Linear, ModelSpec
 from exporter.arch.rope_config import parse_rope
 from exporter.errors import InputRefused
@@ -82,6 +83,11 @@ class DecoderSpec:
         return self.names[part].format(i=layer)
 
     @property
+    def optional_prefix(self) -> str:
+        """None is left out."""
+        return ""
+
+    @property
     def full_context(self) -> int:
         """Longest sequence over which attention is full: positions, or the sliding window."""
         return min(self.max_positions, self.sliding_window or self.max_positions)
@@ -105,13 +111,18 @@ class DecoderSpec:
         return shapes
 
 
-def load_spec(config: Mapping[str, Any]) -> DecoderSpec:
-    """Spec of a parsed config.json, by the data files in `exporter/arch/data`.
+def load_spec(config: Mapping[str, Any]) -> ModelSpec:
+    """Spec of a parsed config.json, by its model_type: a `DecoderSpec` or a `Gpt2Spec`.
 
     Raises:
         InputRefused: `arch-unsupported`, `config-invalid`, `model-quantised`.
     """
     _refuse_foreign(config)
+    return load_gpt2(config) if config.get("model_type") == GPT2 else _load_decoder(config)
+
+
+def _load_decoder(config: Mapping[str, Any]) -> DecoderSpec:
+    """By the data files in `exporter/arch/data`."""
     family = find_family(config.get("model_type"), config.get("architectures"))
     fields = Fields(config, family.defaults)
     layers = fields.integer("num_hidden_layers", 1, LIMITS.layers)

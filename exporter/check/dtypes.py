@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from exporter.arch.model_spec import ModelSpec
+from exporter.check.names import leftover
 from exporter.errors import InputRefused
 from exporter.model import Note
 from exporter.store.checkpoint import Checkpoint, TensorEntry
@@ -44,7 +45,8 @@ def check_dtypes(checkpoint: Checkpoint) -> None:
     for entry in checkpoint.entries.values():
         if entry.name.endswith(_COMPANIONS):
             raise _quantised(entry, "a quantiser's tensor")
-        if entry.dtype.is_weight or not entry.name.endswith((".weight", ".bias")):
+        weight = entry.name.endswith((".weight", ".bias")) and not leftover(entry.name)
+        if entry.dtype.is_weight or not weight:
             continue
         if entry.dtype in _QUANTISED:
             raise _quantised(entry, f"stored as {entry.dtype.value}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from exporter.arch.model_spec import Linear, ModelSpec
-from exporter.check.blocks import blocks
+from exporter.check.packed import packed_rows
 from exporter.check.values import Scanner
 from exporter.errors import InputRefused
 from exporter.sparsity.bits import U8, popcount
@@ -35,10 +35,7 @@ class ZerosMasks:
         """
         entry = self.checkpoint.entries[linear.weight]
         scanner = Scanner(linear.weight, entry.dtype.numpy, entry.file)
-        packed = [
-            np.packbits(scanner.scan(rows, r0), axis=1)
-            for r0, rows in blocks(self.checkpoint, linear.weight)
-        ]
+        packed = [bits for _, bits in packed_rows(self.checkpoint, linear.weight, scanner)]
         return Mask(linear.out_features, linear.in_features, np.concatenate(packed))
 
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
 from exporter.arch.model_spec import ModelSpec
 from exporter.arch.spec import load_spec
+from exporter.check.arrange import arranged
 from exporter.check.blocks import blocks
 from exporter.check.dtypes import check_dtypes, dtype_notes
 from exporter.check.masks import Disagreement, FileMasks, ZerosMasks, linear_shapes
 from exporter.check.names import account
+from exporter.check.packed import packed_rows
 from exporter.check.shapes import check_shapes
 from exporter.check.ties import check_tie
 from exporter.check.values import Scanner, ValueCounts
@@ -45,6 +45,7 @@ def check_model(
             `mask-invalid`, `mask-mismatch`.
     """
     spec = load_spec(checkpoint.config)
+    checkpoint = arranged(checkpoint, spec)
     check_dtypes(checkpoint)
     dropped = account(checkpoint, spec)
     check_vocab(checkpoint, spec)
@@ -111,7 +112,7 @@ def read_tensor(checkpoint: Checkpoint, tensor: str) -> list[Note]:
 def read_linear(
     checkpoint: Checkpoint, module: str, shape: Shape, mask: Mask | None, origin: str
 ) -> tuple[LinearPattern, list[Note]]:
-    """Check the values of a linear `[out, in]` and judge the pattern of its mask.
+    """Check the values of a linear `[out, in]`, however stored, and judge its mask's pattern.
 
     Without a mask (None) the weights' zeros are the mask; `origin` names it in messages.
 
@@ -123,11 +124,11 @@ def read_linear(
     scanner = Scanner(tensor, entry.dtype.numpy, entry.file)
     counts, counter = scanner.counts, PatternCounter(module, shape)
     compared = Disagreement(tensor, origin)
-    for r0, rows in blocks(checkpoint, tensor):
-        before = counts.nonzero
-        bits = np.packbits(scanner.scan(rows, r0), axis=1)
+    before = 0
+    for r0, bits in packed_rows(checkpoint, tensor, scanner):
         if mask is None:
             counter.add(bits, counts.nonzero - before)
+            before = counts.nonzero
         else:
             kept = mask.bits[r0 : r0 + len(bits)]
             compared.add(r0, bits, kept)

@@ -14,6 +14,7 @@ from exporter.store.index import INDEX
 LEFTOVERS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(.+\.)?rotary_emb\.inv_freq"), "buffer; computed from the rope settings"),
     (re.compile(r"(.+\.)?masked_bias"), "buffer; a constant of the causal mask"),
+    (re.compile(r"(.+\.)?h\.\d+\.attn\.bias"), "buffer; the causal mask of GPT-2"),
 )
 TIED = "the tied head; equal to the embedding"
 
@@ -33,7 +34,7 @@ def account(checkpoint: Checkpoint, spec: ModelSpec) -> Mapping[str, str]:
     for name in checkpoint.entries:
         if name in expected:
             continue
-        reason = TIED if spec.tied and name == spec.head else _leftover(name)
+        reason = TIED if spec.tied and name == spec.head else leftover(name)
         if reason:
             dropped[name] = reason
         else:
@@ -48,7 +49,8 @@ def account(checkpoint: Checkpoint, spec: ModelSpec) -> Mapping[str, str]:
     return dropped
 
 
-def _leftover(name: str) -> str | None:
+def leftover(name: str) -> str | None:
+    """Why a tensor of this name is not exported; None where it may be a weight."""
     return next((reason for pattern, reason in LEFTOVERS if pattern.fullmatch(name)), None)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exporter.arch.model_spec import ModelSpec
+from exporter.arch.model_spec import ModelSpec, stored_shapes
 from exporter.errors import InputRefused
 from exporter.store.checkpoint import Checkpoint
 
@@ -13,7 +13,7 @@ def check_shapes(checkpoint: Checkpoint, spec: ModelSpec) -> None:
     Raises:
         InputRefused: `tensor-shape`.
     """
-    for name, shape in spec.tensors().items():
+    for name, shape in stored_shapes(spec).items():
         entry = checkpoint.entries[name]
         if entry.shape != shape:
             raise InputRefused(

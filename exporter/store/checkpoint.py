@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from exporter.errors import InputRefused
 from exporter.limits import LIMITS, Limits
+from exporter.store.columns import read_columns
 from exporter.store.digest import FileDigest, Progress, digest_file, digest_range, model_identity
 from exporter.store.dtypes import F32, to_float32
 from exporter.store.header import Header, TensorEntry, read_stamped_header
@@ -45,6 +46,7 @@ class Checkpoint:
     sidecars: tuple[Sidecar, ...]
     files: Mapping[str, Stamp] = field(default_factory=dict[str, Stamp], repr=False)
     ignored: tuple[str, ...] = ()  # names at the top level that play no part
+    transposed: frozenset[str] = frozenset()  # matrices whose `rows` are the stored columns
     _maps: MapPool = field(default_factory=MapPool, repr=False, compare=False)
     _digests: dict[str, FileDigest] = field(
         default_factory=dict[str, FileDigest], repr=False, compare=False
@@ -69,8 +71,26 @@ class Checkpoint:
         stamps[CONFIG] = stamp_file(root / CONFIG, root)
         return cls(root, entries, config, sidecars, dict(sorted(stamps.items())), listing.ignored)
 
+    def arranged(self, names: Mapping[str, str], transposed: Iterable[str]) -> Checkpoint:
+        """The same files as an architecture sees them.
+
+        Args:
+            names: tensors that go by another name from here on, by the name they are stored by.
+            transposed: matrices, by their new names, whose `rows` are the columns of the file.
+        """
+        entries = {
+            names.get(n, n): replace(e, name=names.get(n, n)) for n, e in self.entries.items()
+        }
+        return replace(
+            self,
+            entries=dict(sorted(entries.items())),
+            transposed=frozenset(transposed),
+            _digests={},  # they hold tensors by name
+        )
+
     def view(self, name: str, r0: int = 0, r1: int | None = None) -> NDArray[np.generic]:
-        """Rows `[r0:r1]` of axis 0 as a read-only array in the stored dtype (scalars: whole).
+        """Rows `[r0:r1]` of axis 0 as a read-only array in the stored dtype (scalars: whole),
+        as they lie in the file, `transposed` or not.
 
         The array is a window of the mapped file: should another program cut the file short
         while the window is in use, the system ends this process. `rows` has no such risk.
@@ -89,7 +109,8 @@ class Checkpoint:
         return raw.view(entry.dtype.numpy).reshape(shape)
 
     def rows(self, name: str, r0: int = 0, r1: int | None = None) -> F32:
-        """Rows `[r0:r1]` of axis 0 as fresh float32 (scalars: whole).
+        """Rows `[r0:r1]` of axis 0 as fresh float32 (scalars: whole); of a tensor in
+        `transposed`, those of its transpose.
 
         Read, not mapped: memory stays that of the block, and an error of the disk is an error
         here, where a mapped page would end the process.
@@ -98,6 +119,9 @@ class Checkpoint:
             InputRefused: `input-unreadable`, `file-truncated`.
         """
         entry = self.entries[name]
+        if name in self.transposed:
+            end = entry.shape[1] if r1 is None else r1
+            return read_columns(self.files[entry.file], entry, r0, end)
         start, shape = _block(entry, r0, r1)
         stored = np.empty(shape, entry.dtype.numpy)
         stamp = self.files[entry.file]

@@ -102,7 +102,7 @@ def test_wrong_type_or_range_is_refused(key: str, value: Any):
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        ({"model_type": "gpt2"}, "arch-unsupported"),
+        ({"model_type": "gpt_neo"}, "arch-unsupported"),
         ({"model_type": ["llama"]}, "arch-unsupported"),
         ({"model_type": None}, "arch-unsupported"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "arch-unsupported"),
