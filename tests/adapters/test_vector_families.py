@@ -42,9 +42,11 @@ def shapes_of(checked: CheckedModel) -> dict[str, tuple[int, int]]:
 def bound(adapter: Adapter, module: str, weight: Any) -> Any:
     """The delta, on `weight` if it depends on one."""
     delta = cast(Any, adapter.deltas[module])
-    if hasattr(delta, "bind"):
-        return delta.bind(lambda r0, r1: weight[r0:r1].copy(), None)
-    return delta
+
+    def rows(r0: int, r1: int) -> Any:
+        return weight[r0:r1].copy()
+
+    return delta.bind(rows, None) if hasattr(delta, "bind") else delta
 
 
 @pytest.fixture(scope="module")

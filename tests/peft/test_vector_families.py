@@ -126,7 +126,7 @@ def _linear_only(two: dict[str, Any], down: str) -> dict[str, tuple[Any, Any]]:
     }
 
 
-KINDS = ("llama2", "qwen2")
+KINDS = ("llama2", "qwen2", "gpt2")
 ROWS = [(kind, row) for kind in KINDS for row in rows_of(kind)]
 
 
