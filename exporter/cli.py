@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from exporter import __version__
+from exporter.commands.convert import convert_command
 from exporter.commands.export import export_command
 from exporter.commands.inspect import inspect_command
 from exporter.commands.targets import targets_app
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 app.command("export")(export_command)
 app.command("inspect")(inspect_command)
+app.command("convert")(convert_command)
 app.command("verify")(verify_command)
 app.add_typer(targets_app, name="targets")
 

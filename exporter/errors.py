@@ -167,6 +167,10 @@ CATALOGUE: dict[str, ErrorKind] = {
     "adapter-empty": ErrorKind(
         "The adapter changes nothing.", "Check that training ran and that the right file was saved."
     ),
+    "conversion-impossible": ErrorKind(
+        "The format asked for cannot hold this adapter exactly.",
+        "Merge it into the base with --adapter.",
+    ),
     # --- engines
     "engine-missing": ErrorKind(
         "The engine is not installed here.", "`sparse-export targets install NAME` makes it."

@@ -1,0 +1,1 @@
+"""From one adapter format to another, where an exact form exists: read, write, compare, publish."""
