@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from exporter.adapters.base import Adapter, BaseIdentity
 from exporter.adapters.load import load_adapter
+from exporter.arch.model_spec import ModelSpec
 from exporter.arch.spec import DecoderSpec, load_spec
 from exporter.sparsity.mask import Mask
 
@@ -40,11 +41,11 @@ def config_of(**changes: Any) -> dict[str, Any]:
 
 def spec_of(**changes: Any) -> DecoderSpec:
     """The spec of `config_of`."""
-    return load_spec(config_of(**changes))
+    return cast(DecoderSpec, load_spec(config_of(**changes)))
 
 
 def factors(
-    spec: DecoderSpec, modules: list[str], rank: int = 4, seed: int = 0
+    spec: ModelSpec, modules: list[str], rank: int = 4, seed: int = 0
 ) -> dict[str, tuple[Any, Any]]:
     """Random float32 (A, B) by module."""
     rng = np.random.default_rng(seed)
@@ -59,7 +60,7 @@ def factors(
     }
 
 
-def targeted(spec: DecoderSpec, *roles: str) -> list[str]:
+def targeted(spec: ModelSpec, *roles: str) -> list[str]:
     """Modules of the roles ("q", "down") in all layers."""
     return [li.module for li in spec.linears() if li.role in roles]
 
@@ -90,17 +91,17 @@ def write_lora(folder: Path, tensors: dict[str, Any], **config: Any) -> Path:
     return folder
 
 
-def simple_lora(folder: Path, spec: DecoderSpec, **config: Any) -> Path:
+def simple_lora(folder: Path, spec: ModelSpec, **config: Any) -> Path:
     """A sound LoRA of rank 4 on q and v."""
     return write_lora(folder, tensors_of(factors(spec, targeted(spec, "q", "v"))), **config)
 
 
-def read(folder: Path, spec: DecoderSpec | None = None, base: BaseIdentity = BASE) -> Adapter:
+def read(folder: Path, spec: ModelSpec | None = None, base: BaseIdentity = BASE) -> Adapter:
     """`load_adapter` on the untied spec of `config_of`, unless told otherwise."""
     return load_adapter(folder, spec or spec_of(), base)
 
 
-def random_masks(spec: DecoderSpec, modules: list[str], seed: int = 5) -> dict[str, Mask]:
+def random_masks(spec: ModelSpec, modules: list[str], seed: int = 5) -> dict[str, Mask]:
     """A random half-dense mask by module."""
     rng = np.random.default_rng(seed)
     shapes = {li.module: (li.out_features, li.in_features) for li in spec.linears()}

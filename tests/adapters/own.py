@@ -50,11 +50,10 @@ def refused(code: str, folder: Path, checked: CheckedModel, **kwargs: Any) -> In
     return caught.value
 
 
-def rows_of(delta: Any, weight: Any, kept: Any = None) -> Any:
+def rows_of(delta: Any, weight: Any) -> Any:
     """All rows of a delta, bound to `weight` where it depends on it."""
     if hasattr(delta, "bind"):
-        mask = None if kept is None else (lambda r0, r1: kept[r0:r1])
-        delta = delta.bind(reader(weight), mask)
+        delta = delta.bind(reader(weight), None)
     return delta.rows(0, delta.shape[0])
 
 

@@ -104,6 +104,11 @@ def s2ft(base: CheckedModel, folder: Path) -> dict[str, Extra]:
     return {m: added(*d) for m, d in chosen.items()}
 
 
+def adding(extra: Extra) -> Callable[[Any, Any, Any], Any]:
+    """A forward hook that puts an unmerged adapter beside a linear."""
+    return lambda linear, x, y: y + extra(x[0], linear.weight)
+
+
 CASES: dict[str, tuple[str, Callable[[CheckedModel, Path], dict[str, Extra]]]] = {
     "spp": ("sparse", spp),
     "spp, dense": ("dense", spp),
@@ -122,12 +127,7 @@ def test_merged_is_unmerged(bases: dict[str, CheckedModel], tmp_path: Path, name
     model: Any = AutoModelForCausalLM.from_pretrained(base.checkpoint.root).double().eval()
     with torch.no_grad():
         plain = model(TOKENS).logits
-        hooks = [
-            model.get_submodule(m).register_forward_hook(
-                lambda linear, x, y, extra=extra: y + extra(x[0], linear.weight)
-            )
-            for m, extra in extras.items()
-        ]
+        hooks = [model.get_submodule(m).register_forward_hook(adding(e)) for m, e in extras.items()]
         want = model(TOKENS).logits
         for hook in hooks:
             hook.remove()

@@ -10,7 +10,7 @@ import numpy as np
 
 from exporter.adapters.base import Adapter, Replacement
 from exporter.adapters.lowrank import LowRankDelta, MaskedLowRankDelta
-from exporter.arch.spec import DecoderSpec, Linear
+from exporter.arch.model_spec import Linear, ModelSpec
 from exporter.model import CheckedModel
 from exporter.sparsity.mask import Mask
 from exporter.sparsity.pattern import LinearPattern, linear_pattern
@@ -84,7 +84,7 @@ def tensors_of(checked: CheckedModel) -> dict[str, Any]:
     return cast(Any, checked.checkpoint).tensors
 
 
-def shape_of(spec: DecoderSpec, module: str) -> tuple[int, int]:
+def shape_of(spec: ModelSpec, module: str) -> tuple[int, int]:
     """`[out, in]` of a linear or the head."""
     shapes = {li.module: (li.out_features, li.in_features) for li in spec.linears()}
     return shapes.get(module, (spec.vocab, spec.hidden))
