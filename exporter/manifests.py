@@ -23,11 +23,13 @@ from exporter.store.manifest import (
 def describe_inputs(
     request: ExportRequest, model: FusedModel, progress: Progress | None = None
 ) -> tuple[InputEntry, ...]:
-    """Digests of model, masks file and adapters, in that order; reads each file once."""
+    """Digests of model, masks file, adapters and texts, in that order; reads each file once."""
     entries = [describe_model(model.checked.checkpoint, progress)]
     if request.masks is not None:
         entries.append(describe_files("masks", request.masks.parent, [request.masks.name]))
     entries += [_adapter(a) for a in request.adapters]
+    texts = request.calibration.files if request.calibration else ()
+    entries += [describe_files("calibration", f.parent, [f.name]) for f in texts]
     return tuple(entries)
 
 

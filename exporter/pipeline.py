@@ -7,28 +7,34 @@ be published and an unchecked model cannot be fused.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from exporter import registry
 from exporter.adapters.base import Adapter
 from exporter.artefact import StagedArtefact, VerifiedArtefact
+from exporter.calibration.measure import measure_costs
+from exporter.calibration.observe import observe, read_windows
 from exporter.check.claims import check_claim
 from exporter.check.model import check_model
 from exporter.contract import Diagnostic, LowerPlan, Progress, Target
-from exporter.errors import InputRefused
+from exporter.errors import InputRefused, UsageError
 from exporter.inputs import read_adapters
 from exporter.listener import Listener, Silent, Stopwatch
 from exporter.manifests import describe_inputs, make_manifest
 from exporter.memory import peak_rss_bytes
 from exporter.merge.fuse import fuse
-from exporter.model import FusedModel
+from exporter.merge.policies import require_calibration
+from exporter.model import CheckedModel, FusedModel
 from exporter.provenance import build_report
+from exporter.report.costs import CostsPart
 from exporter.report.export import ExportReport, Measured
 from exporter.report.inspect import InspectReport, report_of
 from exporter.request import ExportRequest
 from exporter.store.checkpoint import Checkpoint
-from exporter.store.folder import Staging, require_space, stage
+from exporter.store.folder import Staging, require_space, scratch, stage
 from exporter.verify.run import verify_staged
 
 
@@ -52,15 +58,21 @@ class Prepared:
     adapters: tuple[tuple[Adapter, float], ...]
     diagnostics: tuple[Diagnostic, ...]
     plan: LowerPlan
+    costs: CostsPart | None  # None without calibration
 
 
-def prepare(request: ExportRequest, watch: Stopwatch, progress: Progress | None) -> Prepared:
-    """Open, check and fuse; ask the target. Nothing is written and no tensor is kept.
+def prepare(
+    request: ExportRequest, watch: Stopwatch, progress: Progress | None, work: Path | None = None
+) -> Prepared:
+    """Open, check and fuse; ask the target. No tensor is kept, and nothing is written but what
+    calibration measures: that goes to `work`, which must stay while the model is used.
 
     Raises:
         InputRefused: any fault of the inputs, or `target-refused`.
-        UsageError: `unknown-target`, `target-option`, `merge-policy-needed`.
+        UsageError: `unknown-target`, `target-option`, `merge-policy-needed`,
+            `calibration-needed`.
     """
+    require_calibration(request.policy, request.calibration is not None)
     target = registry.load_target(request.target, request.target_options)
     with watch.stage("read headers"):
         checkpoint = Checkpoint.open(request.model)
@@ -68,12 +80,12 @@ def prepare(request: ExportRequest, watch: Stopwatch, progress: Progress | None)
         checked = check_model(checkpoint, masks=request.masks, progress=progress)
         if request.expect is not None:
             check_claim(request.expect, checked.patterns.values())
-    with watch.stage("fuse"):
+    with watch.stage("read adapters"):
         adapters = read_adapters(request, checked.checkpoint, checked.spec)
-        model = fuse(checked, adapters, request.policy, progress)
+    model, costs = _fuse(request, checked, adapters, watch, progress, work)
     diagnostics = tuple(target.inspect(model))
     _stop_on_refusal(request.target, diagnostics)
-    return Prepared(request, target, model, adapters, diagnostics, target.plan(model))
+    return Prepared(request, target, model, adapters, diagnostics, target.plan(model), costs)
 
 
 def export(request: ExportRequest, listener: Listener | None = None) -> Outcome:
@@ -85,8 +97,12 @@ def export(request: ExportRequest, listener: Listener | None = None) -> Outcome:
     listener = listener or Silent()
     watch = Stopwatch(listener)
     baseline = peak_rss_bytes()
-    with stage(request.output, inputs=request.inputs, force=request.force) as staging:
-        prepared = prepare(request, watch, listener.progress)
+    with ExitStack() as stack:
+        staging = stack.enter_context(
+            stage(request.output, inputs=request.inputs, force=request.force)
+        )
+        work = stack.enter_context(scratch(staging)) if request.calibration else None
+        prepared = prepare(request, watch, listener.progress, work)
         planned = sum(f.nbytes for f in prepared.plan.files)
         require_space(request.output.absolute().parent, planned)
         staged = _lower(prepared, staging, watch, listener.progress)
@@ -96,6 +112,31 @@ def export(request: ExportRequest, listener: Listener | None = None) -> Outcome:
     prepared.model.checked.checkpoint.close()
     told = (*prepared.diagnostics, *_warnings(prepared.adapters))
     return Outcome(report, _measured(prepared, watch, baseline), prepared.plan, told)
+
+
+def _fuse(
+    request: ExportRequest,
+    checked: CheckedModel,
+    adapters: Sequence[tuple[Adapter, float]],
+    watch: Stopwatch,
+    progress: Progress | None,
+    work: Path | None,
+) -> tuple[FusedModel, CostsPart | None]:
+    if request.calibration is None or work is None:
+        with watch.stage("fuse"):
+            return fuse(checked, adapters, request.policy, progress), None
+    if not adapters:
+        raise UsageError("usage", "--calibration without --adapter", expected="something to merge")
+    if request.policy is None:
+        fuse(checked, adapters)  # a refusal must come before minutes of calibration
+    calibrator = registry.load_calibrator()
+    with watch.stage("calibrate"):
+        windows = read_windows(request.calibration, calibrator, checked)
+        observed = observe(checked, adapters, windows, calibrator, work, progress)
+    with watch.stage("fuse"):
+        model = fuse(checked, adapters, request.policy, progress, observed.bench)
+    with watch.stage("measure costs"):
+        return model, measure_costs(model, observed, calibrator, progress)
 
 
 def _warnings(adapters: Iterable[tuple[Adapter, float]]) -> Iterator[Diagnostic]:
@@ -147,6 +188,7 @@ def _verify_and_publish(
             staged.folder,
             verification,
             listener.progress,
+            prepared.costs,
         )
         verified.publish(
             report,

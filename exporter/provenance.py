@@ -14,6 +14,7 @@ from exporter.contract import Diagnostic, Progress, Target
 from exporter.merge.accounting import account
 from exporter.merge.measure import measure
 from exporter.model import FusedModel
+from exporter.report.costs import CostsPart
 from exporter.report.export import (
     AccountingPart,
     AdapterPart,
@@ -45,6 +46,7 @@ def build_report(
     folder: Path,
     verification: VerifyReport,
     progress: Progress | None = None,
+    costs: CostsPart | None = None,
 ) -> ExportReport:
     """The report of a verified artefact in `folder`; equal inputs give equal reports."""
     structure = verification.structure
@@ -59,6 +61,7 @@ def build_report(
         adapters=tuple(_adapter_part(a, w) for a, w in adapters),
         merge=merge,
         accounting=AccountingPart(**dataclasses.asdict(account(model, adapters, figures))),
+        costs=costs,
         diagnostics=tuple(DiagnosticPart(**dataclasses.asdict(d)) for d in diagnostics),
         artefact=ArtefactPart(
             files=files,

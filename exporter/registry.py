@@ -1,4 +1,4 @@
-"""Targets, references and runtimes by name, through entry points: the exporter imports none.
+"""Entry points by name, targets to calibrators: the exporter imports no backend itself.
 
 A package outside this tree adds a target by declaring
 `[project.entry-points."sparse_export.targets"] NAME = "module:Class"`.
@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast, get_args, get_type_hints
 
-from exporter.contract import ReferenceSession, Runtime, Target
+from exporter.contract import Calibrator, ReferenceSession, Runtime, Target
 from exporter.errors import UsageError
 from exporter.model import FusedModel
 
 TARGETS = "sparse_export.targets"
 REFERENCES = "sparse_export.references"
+CALIBRATORS = "sparse_export.calibrators"
 RUNTIMES = "sparse_export.runtimes"
 
 ReferenceOpener = Callable[[FusedModel], ReferenceSession]
@@ -58,6 +59,11 @@ def parse_target(text: str) -> tuple[str, dict[str, str]]:
 def load_reference() -> ReferenceOpener:
     """The float32 reference that verification compares with."""
     return cast(ReferenceOpener, _find(REFERENCES, "torch-float32").load())
+
+
+def load_calibrator() -> Calibrator:
+    """What runs a model over calibration text."""
+    return cast(Calibrator, _find(CALIBRATORS, "torch-float32").load()())
 
 
 def load_runtime(name: str) -> Runtime:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from exporter.calibration.request import CalibrationRequest
 from exporter.errors import UsageError
 from exporter.sparsity.conventions import Claim
 
@@ -48,6 +49,7 @@ class ExportRequest:
     target_options: Mapping[str, str] = field(default_factory=dict)
     adapters: tuple[AdapterRequest, ...] = ()
     masks: Path | None = None
+    calibration: CalibrationRequest | None = None
     expect: Claim | None = None  # how the user says that the model is sparse
     policy: str | None = None
     force: bool = False
@@ -58,4 +60,5 @@ class ExportRequest:
     def inputs(self) -> tuple[Path, ...]:
         """All folders and files that are read and must not be written to."""
         masks = (self.masks,) if self.masks else ()
-        return (self.model, *(a.path for a in self.adapters), *masks)
+        texts = self.calibration.files if self.calibration else ()
+        return (self.model, *(a.path for a in self.adapters), *masks, *texts)

@@ -10,17 +10,24 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from exporter.calibration.request import CalibrationRequest
 from exporter.check.claims import EXPECT_HELP, parse_expected
 from exporter.commands.terminal import TerminalListener, interruptible, print_json
 from exporter.errors import UsageError
 from exporter.pipeline import Outcome, export
 from exporter.registry import parse_target
+from exporter.report.costs import merge_lines
 from exporter.report.export import ExportReport
 from exporter.report.inspect_table import note_lines
 from exporter.report.plan import plan_report, render_plan
 from exporter.request import AdapterRequest, ExportRequest
 
-POLICIES = "exact, mask, separate, densify"
+POLICIES = "exact, mask, refit, reprune, separate, densify"
+CALIBRATION_HELP = (
+    "UTF-8 text, or token ids (.json, .safetensors), as FILE or FILE:tokens=N,held_out=N,length=N: "
+    "what refit solves on, and what the merge costs on it."
+)
+HELD_OUT_HELP = "Text for the perplexity; else the end of the calibration text is held out."
 
 
 def export_command(
@@ -39,6 +46,12 @@ def export_command(
     ] = None,
     on_merge: Annotated[
         str | None, typer.Option("--on-merge", help=f"Merge policy: {POLICIES}.")
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option("--calibration", help=CALIBRATION_HELP, metavar="FILE")
+    ] = None,
+    held_out: Annotated[
+        Path | None, typer.Option("--held-out", help=HELD_OUT_HELP, metavar="FILE")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Output folder [MODEL-TARGET].")
@@ -74,6 +87,7 @@ def export_command(
         target_options=options,
         adapters=tuple(AdapterRequest.parse(a) for a in adapter or ()),
         masks=masks,
+        calibration=parse_calibration(calibration, held_out),
         expect=None if expect is None else parse_expected(expect),
         policy=on_merge,
         force=force,
@@ -86,6 +100,19 @@ def export_command(
         _show_plan(request, json_out)
     else:
         _run(request, json_out)
+
+
+def parse_calibration(text: str | None, held_out: Path | None) -> CalibrationRequest | None:
+    """The two options as one request.
+
+    Raises:
+        UsageError: `usage`.
+    """
+    if text is not None:
+        return CalibrationRequest.parse(text, held_out)
+    if held_out is not None:
+        raise UsageError("usage", "--held-out without --calibration", expected="both")
+    return None
 
 
 def _beside(model: Path, target: str) -> Path:
@@ -148,6 +175,8 @@ def _rows(report: ExportReport, outcome: Outcome) -> list[tuple[str, str]]:
             ", ".join(f"{a.family}, {a.modules} modules" for a in report.adapters) or "none",
         ),
         ("merge", str(report.merge.get("policy", "none"))),
+        *merge_lines(report.merge.get("figures", {})),
+        *(report.costs.lines() if report.costs else ()),
         *([("accounting", "; ".join(lines))] if (lines := report.accounting.lines()) else ()),
         ("artefact", f"{report.artefact.total_bytes / 1e6:.1f} MB"),
         ("verified by", str(verification.get("engine", ""))),

@@ -7,7 +7,7 @@ from exporter.merge.base import MergePolicy
 from exporter.merge.densify import DensifyPolicy
 from exporter.merge.exact import ExactPolicy
 from exporter.merge.mask import MaskPolicy
-from exporter.merge.refit import RefitPolicy
+from exporter.merge.refit import RefitPolicy, calibration_needed
 from exporter.merge.reprune import ReprunePolicy
 from exporter.merge.separate import SeparatePolicy
 
@@ -21,6 +21,16 @@ CHOICES: tuple[MergePolicy, ...] = (
     DensifyPolicy(),
 )
 POLICIES: dict[str, MergePolicy] = {p.name: p for p in (EXACT, *CHOICES)}
+
+
+def require_calibration(name: str | None, given: bool) -> None:
+    """Refuse a policy that solves for its weights where there is no text to measure on.
+
+    Raises:
+        UsageError: `calibration-needed`, or `usage` for an unknown name.
+    """
+    if name is not None and policy_by_name(name).solves and not given:
+        raise calibration_needed(name)
 
 
 def policy_by_name(name: str) -> MergePolicy:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from exporter.report.costs import CostsPart
 from exporter.report.inspect import NoteEntry
 
 SCHEMA = 1
@@ -110,6 +111,7 @@ class ExportReport(_Frozen):
     adapters: tuple[AdapterPart, ...]
     merge: Mapping[str, Any]
     accounting: AccountingPart
+    costs: CostsPart | None = None  # with --calibration
     diagnostics: tuple[DiagnosticPart, ...]
     artefact: ArtefactPart
     verification: Mapping[str, Any]

@@ -100,6 +100,27 @@ def stage(
                 folder.rmdir()  # only while empty
 
 
+@contextlib.contextmanager
+def scratch(staging: Staging) -> Generator[Path, None, None]:
+    """A folder beside the output for what only this run needs; it goes when the block ends.
+
+    It bears a name that the next run of the same output clears away after a kill.
+
+    Raises:
+        InputRefused: `output-failed`.
+    """
+    path = staging.path.with_name(staging.path.name[:-16] + secrets.token_hex(8))
+    try:
+        path.mkdir()
+    except OSError as error:
+        raise output_failed(error, staging.target) from error
+    try:
+        yield path
+    finally:
+        with deferred_stops():
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def require_space(path: Path, nbytes: int) -> None:
     """Refuse before any work where the disk of `path` (which need not exist) is too small.
 

@@ -39,6 +39,7 @@ def _plain_parts(name: str) -> str:
 Name = Annotated[str, AfterValidator(_plain_parts)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
+Role = Literal["model", "adapter", "masks", "calibration"]
 
 
 class _Entry(BaseModel):
@@ -56,7 +57,7 @@ class FileEntry(_Entry):
 class InputEntry(_Entry):
     """One thing the artefact was made from; folders stay unnamed, digests tell them apart."""
 
-    role: Literal["model", "adapter", "masks"]
+    role: Role
     files: tuple[FileEntry, ...]
     tensors: dict[str, Sha256]  # of the stored bytes
     weight: float | None = None  # an adapter's
@@ -84,7 +85,7 @@ class Manifest(_Entry):
     libraries: dict[str, str]  # package -> version, those that shape the bytes
     target: TargetEntry
     policy: str | None
-    inputs: tuple[InputEntry, ...]  # model, masks, adapters in the order they were given
+    inputs: tuple[InputEntry, ...]  # model, masks, adapters in the order they were given, text
     outputs: OutputEntry
 
 
@@ -98,7 +99,7 @@ def describe_model(checkpoint: Checkpoint, progress: Progress | None = None) -> 
 
 
 def describe_files(
-    role: Literal["adapter", "masks"],
+    role: Literal["adapter", "masks", "calibration"],
     folder: Path,
     names: Sequence[str],
     weight: float | None = None,
@@ -222,9 +223,7 @@ def _digest(path: Path) -> FileDigest:
     return digest_file(stamp, tensors.values())
 
 
-def _input(
-    role: Literal["model", "adapter", "masks"], digests: Iterable[FileDigest], weight: float | None
-) -> InputEntry:
+def _input(role: Role, digests: Iterable[FileDigest], weight: float | None) -> InputEntry:
     digests = list(digests)
     tensors = {name: sha for digest in digests for name, sha in digest.tensors.items()}
     return InputEntry(
