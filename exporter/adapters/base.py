@@ -54,7 +54,8 @@ class BaseBound(Protocol):
 
 @dataclass(frozen=True)
 class Replacement:
-    """A tensor that the adapter replaces as a whole (`modules_to_save`), adds to or scales (bias).
+    """A tensor that the adapter replaces as a whole (`modules_to_save`) or in single rows
+    (trainable tokens), adds to or scales (bias).
 
     Lazy, because a replaced embedding may be the largest tensor of the model.
     """
@@ -62,8 +63,10 @@ class Replacement:
     tensor: str  # name in the base model, "lm_head.weight", "...q_proj.bias"
     shape: tuple[int, ...]
     rows: RowReader  # rows [r0:r1] of axis 0, fresh float32
-    mode: Literal["replace", "add", "scale"]  # "scale": the rows are factors of the base's own
-    why: str  # "modules_to_save", "saved embedding", "bias", "lora_bias"
+    # "scale": the rows are factors of the base's own. "rows": row i replaces row `indices[i]`.
+    mode: Literal["replace", "rows", "add", "scale"]
+    why: str  # "modules_to_save", "saved embedding", "bias", "lora_bias", "trainable tokens"
+    indices: tuple[int, ...] = ()  # distinct; with mode "rows" only
 
 
 @dataclass(frozen=True)

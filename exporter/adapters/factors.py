@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from exporter.adapters.lowrank import LowRankDelta
@@ -10,24 +10,44 @@ from exporter.adapters.names import PeftName
 from exporter.adapters.tensors import TensorFile, largest_magnitude
 from exporter.arch.model_spec import ModelSpec
 from exporter.errors import InputRefused
+from exporter.store.dtypes import F32
 
 _FLOAT32_MAX = 3.4e38
 Shapes = Mapping[str, tuple[int, int]]
 
+_A, _B, _BIAS = "lora_A.weight", "lora_B.weight", "lora_B.bias"
+_EMBEDDING_A, _EMBEDDING_B = "lora_embedding_A", "lora_embedding_B"
+# The second is how the tensor is called inside PEFT, the first how PEFT saves it.
+_MAGNITUDES = ("lora_magnitude_vector", "lora_magnitude_vector.weight")
+PLAIN = frozenset({_A, _B, _BIAS})
+ALL = PLAIN | {_EMBEDDING_A, _EMBEDDING_B, *_MAGNITUDES}
+
 
 @dataclass(frozen=True)
 class Factors:
-    """Tensor names of one module's LoRA."""
+    """Tensor names of one module's LoRA, by their part in `delta = scale * B A`.
+
+    `turned` tells that both are stored transposed, A as `[in, r]` and B as `[r, out]`: PEFT's
+    embedding factors, whose names are swapped too, and parameters of a Conv1D.
+    """
 
     module: str
     a: str
     b: str
-    bias: str | None  # of B ("lora_bias")
+    bias: str | None = None  # of B ("lora_bias")
+    magnitude: str | None = None  # of DoRA
+    turned: bool = False
+    embedding: bool = False  # of a lookup: lora_embedding_A and _B
 
     @property
     def tensors(self) -> int:
         """How many tensors of the file it uses."""
-        return 2 + (self.bias is not None)
+        return 2 + (self.bias is not None) + (self.magnitude is not None)
+
+
+def embedding_module(spec: ModelSpec) -> str:
+    """Module name of the embedding, "model.embed_tokens"."""
+    return spec.embedding.removesuffix(".weight")
 
 
 def head_module(spec: ModelSpec) -> str:
@@ -42,8 +62,10 @@ def adaptable(spec: ModelSpec) -> Shapes:
     return shapes
 
 
-def group_factors(names: Iterable[PeftName], file: str) -> dict[str, Factors]:
-    """Factors by module, in the order of names.
+def group_factors(
+    names: Iterable[PeftName], file: str, known: frozenset[str] = PLAIN
+) -> dict[str, Factors]:
+    """Factors by module, in the order of names; `known` are the parts that the family has.
 
     Raises:
         InputRefused: `adapter-tensor-missing` for a lone A or B, `adapter-option` for parts of
@@ -52,66 +74,76 @@ def group_factors(names: Iterable[PeftName], file: str) -> dict[str, Factors]:
     parts: dict[str, dict[str, str]] = {}
     for name in names:
         if name.part.startswith("lora_"):
-            _known_part(name, file)
+            _known_part(name, file, known)
             parts.setdefault(name.module, {})[name.part] = name.tensor
     return {module: _pair(module, found, file) for module, found in parts.items()}
 
 
 def _pair(module: str, found: Mapping[str, str], file: str) -> Factors:
-    for want in ("lora_A.weight", "lora_B.weight"):
+    embedding = _EMBEDDING_A in found or _EMBEDDING_B in found
+    first, second = (_EMBEDDING_A, _EMBEDDING_B) if embedding else (_A, _B)
+    for want in (first, second):
         if want not in found:
             raise InputRefused(
                 "adapter-tensor-missing",
                 f"{', '.join(sorted(found))} without {want}",
-                expected="lora_A.weight and lora_B.weight",
+                expected=f"{first} and {second}",
                 file=file,
                 tensor=module,
             )
-    return Factors(module, found["lora_A.weight"], found["lora_B.weight"], found.get("lora_B.bias"))
-
-
-def _known_part(name: PeftName, file: str) -> None:
-    if name.part in ("lora_A.weight", "lora_B.weight", "lora_B.bias"):
-        return
-    if name.part.startswith("lora_embedding_"):
+    magnitudes = [found[m] for m in _MAGNITUDES if m in found]
+    if embedding and (_A in found or _B in found or _BIAS in found) or len(magnitudes) > 1:
         raise InputRefused(
-            "adapter-option",
-            "a LoRA on the embedding is not supported",
-            expected="LoRA on linear layers",
+            "adapter-invalid",
+            f"{', '.join(sorted(found))} on one module",
+            expected=f"{first} and {second}, at most one magnitude vector",
             file=file,
-            tensor=name.tensor,
-            hint="Merge it into the base with PEFT first, then prune and export that base.",
+            tensor=module,
         )
-    if name.part.startswith("lora_magnitude_vector"):
+    magnitude = magnitudes[0] if magnitudes else None
+    if embedding:
+        # delta = (B' A')^T of PEFT's own A' [r, vocab] and B' [hidden, r].
+        a, b = found[_EMBEDDING_B], found[_EMBEDDING_A]
+        return Factors(module, a, b, None, magnitude, turned=True, embedding=True)
+    return Factors(module, found[_A], found[_B], found.get(_BIAS), magnitude)
+
+
+def _known_part(name: PeftName, file: str, known: frozenset[str]) -> None:
+    if name.part in known:
+        return
+    if name.part in ALL:
         raise InputRefused(
             "adapter-option",
-            "a magnitude vector: this is DoRA, whatever the config says",
-            expected="lora_A and lora_B alone",
+            f"{name.part}: a kind of LoRA that this adapter cannot be",
+            expected=", ".join(sorted(known)),
             file=file,
             tensor=name.tensor,
         )
     raise InputRefused(
         "adapter-tensor-unused",
         "no part of a LoRA has this name",
-        expected="lora_A.weight, lora_B.weight or lora_B.bias",
+        expected=", ".join(sorted(known)),
         file=file,
         tensor=name.tensor,
     )
 
 
-def check_modules(factors: Mapping[str, Factors], spec: ModelSpec, file: str) -> Shapes:
+def check_modules(
+    factors: Iterable[str], spec: ModelSpec, file: str, shapes: Shapes | None = None
+) -> Shapes:
     """`[out, in]` of every adaptable module of the base, once all of `factors` are known there.
 
     Raises:
         InputRefused: `adapter-module`.
     """
-    shapes = adaptable(spec)
-    strange = [m for m in factors if m not in shapes]
+    shapes = adaptable(spec) if shapes is None else shapes
+    modules = list(factors)
+    strange = [m for m in modules if m not in shapes]
     if strange:
         raise InputRefused(
             "adapter-module",
             f"the {spec.family} base of {spec.layers} layers has no linear of this name "
-            f"({len(strange)} of {len(factors)} modules)",
+            f"({len(strange)} of {len(modules)} modules)",
             expected="modules of the base",
             file=file,
             tensor=strange[0],
@@ -128,9 +160,11 @@ def build_delta(
         InputRefused: `adapter-shape`, `value-not-finite`, `value-overflow`, `dtype-unsupported`.
     """
     out, width = shape
-    _check_shape(tensors, factors.a, (rank, width), "[rank, in]")
-    _check_shape(tensors, factors.b, (out, rank), "[out, rank]")
-    delta = LowRankDelta(shape, tensors.float32(factors.a), tensors.float32(factors.b), scale)
+    turned = factors.turned
+    _check_shape(tensors, factors.a, (width, rank) if turned else (rank, width), "A")
+    _check_shape(tensors, factors.b, (rank, out) if turned else (out, rank), "B")
+    a, b = (_reader(tensors, name, turned) for name in (factors.a, factors.b))
+    delta = LowRankDelta(shape, a, b, scale)
     top = (
         rank
         * abs(scale)
@@ -149,13 +183,22 @@ def build_delta(
     return delta, top > 0.0
 
 
-def _check_shape(tensors: TensorFile, name: str, want: tuple[int, ...], axes: str) -> None:
+def _reader(tensors: TensorFile, name: str, turned: bool) -> Callable[[], F32]:
+    whole = tensors.float32(name)
+
+    def transposed() -> F32:
+        return whole().T
+
+    return transposed if turned else whole
+
+
+def _check_shape(tensors: TensorFile, name: str, want: tuple[int, ...], part: str) -> None:
     found = tensors.entries[name].shape
     if found != want:
         raise InputRefused(
             "adapter-shape",
             f"shape {list(found)}",
-            expected=f"{list(want)} {axes}, by the base and the config's rank",
+            expected=f"{list(want)} for {part}, by the base and the config's rank",
             file=tensors.label,
             tensor=name,
         )

@@ -1,36 +1,64 @@
-"""LoRA of PEFT: rsLoRA, rank and alpha patterns, saved modules and biases.
+"""LoRA of PEFT, with all options of its LoraConfig that a merge can carry out.
 
 Format: adapter_config.json and adapter_model.safetensors of PEFT 0.21; see docs/formats/lora.md.
 Delta: `W' = W + scale * B A` (Hu et al. 2021, eq. 3; peft/tuners/lora/layer.py,
-`Linear.get_delta_weight`).
+`Linear.get_delta_weight`); DoRA in `dora.py`, SparsePEFT in `sparse_peft.py`, single tokens in
+`token_rows.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from exporter.adapters.base import Adapter, BaseIdentity, Delta
+from exporter.adapters.base import Adapter, BaseBound, BaseIdentity, Delta, Replacement
 from exporter.adapters.biases import bias_additions, check_biases
+from exporter.adapters.dora_file import dora_delta
 from exporter.adapters.factors import (
+    ALL,
     Factors,
     Shapes,
     build_delta,
     check_modules,
     group_factors,
-    head_module,
 )
 from exporter.adapters.identity import base_facts
 from exporter.adapters.lora_config import LoraConfig, parse_lora_config
-from exporter.adapters.peft_config import Files, check_targets
+from exporter.adapters.lora_targets import Targeted, by_parameter, lora_shapes, settle
 from exporter.adapters.peft_files import PeftFolder, open_peft, peft_type
-from exporter.adapters.replacements import (
-    Replaced,
-    read_replacements,
-)
+from exporter.adapters.replacements import EMBEDDING, Replaced, read_replacements
+from exporter.adapters.sparse_peft import SparsePeftDelta, by_lors_names, refuse_elastic
+from exporter.adapters.token_rows import MARK, TokenRows, read_token_rows
 from exporter.arch.model_spec import ModelSpec
 from exporter.errors import InputRefused
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A folder whose options are accounted for."""
+
+    folder: PeftFolder
+    config: LoraConfig
+    spec: ModelSpec
+    shapes: Shapes
+
+    @property
+    def file(self) -> str:
+        """The tensor file's name in errors."""
+        return self.folder.tensors.label
+
+    def scale(self, module: str) -> float:
+        """The module's scale, by its name or its parameter's."""
+        return self.config.scale(self._named(module), self.folder.config_file)
+
+    def rank(self, module: str) -> int:
+        """The module's rank, in the same way."""
+        return self.config.rank(self._named(module), self.folder.config_file)
+
+    def _named(self, module: str) -> str:
+        return f"{module}.weight" if by_parameter(self.config, [module]) else module
 
 
 class LoraFamily:
@@ -49,109 +77,138 @@ class LoraFamily:
             InputRefused: the `adapter-*` codes, `tie-conflict`, `value-not-finite`,
                 `value-overflow`, `pickle-refused` and those of the file formats.
         """
-        opened = open_peft(folder)
-        config = parse_lora_config(opened.config, opened.config_file)
-        file = opened.tensors.label
-        factors = group_factors(opened.names, file)
-        shapes = check_modules(factors, spec, file)
-        _check_targets(factors, config, shapes, spec, opened)
-        deltas, scales, nonzero = _deltas(factors, config, shapes, opened)
-        replaced = read_replacements(opened.names, config, spec, opened.tensors)
-        check_biases(replaced.items, factors, config, spec, file)
-        added = bias_additions(factors, scales, config, spec, opened.tensors)
-        _check_not_empty(factors, nonzero, replaced, config, file)
+        opened = _open(folder, spec)
+        config, names, tensors = opened.config, opened.folder.names, opened.folder.tensors
+        factors = group_factors(names, opened.file, ALL)
+        check_modules(factors, spec, opened.file, opened.shapes)
+        if config.sparse_adapter:
+            factors = by_lors_names(factors, opened.shapes, opened.folder)
+        targeted = settle(factors, config, opened.shapes, spec, opened.folder)
+        deltas, nonzero = _deltas(targeted.factors, opened)
+        replaced = read_replacements(names, config, spec, tensors)
+        check_biases(replaced.items, targeted.factors, config, spec, opened.file)
+        scales = {m: opened.scale(m) for m in targeted.factors}
+        added = bias_additions(targeted.factors, scales, config, spec, tensors)
+        rows = read_token_rows(
+            opened.folder.names, config, spec, tensors, opened.folder.config_file
+        )
+        items = _replacements(replaced, targeted, rows, opened)
+        if not nonzero and not items:
+            raise _empty(factors, config, opened.file)
+        used = sum(f.tensors for f in targeted.factors.values()) + targeted.twins
         return Adapter(
             family=self.name,
             name=folder.name or folder.resolve().name,
             deltas=deltas,
-            replacements=(*replaced.items, *added),
-            unties=replaced.unties,
-            tensors_used=replaced.tensors + sum(f.tensors for f in factors.values()),
-            facts=_facts(config, factors, scales, nonzero, opened, base),
+            replacements=(*items, *added),
+            masked=config.sparse_adapter,
+            unties=replaced.unties or targeted.unties or rows.unties,
+            tensors_used=replaced.tensors + used + len(rows.items),
+            facts=_facts(targeted.factors, scales, nonzero, opened, base),
         )
+
+
+def _open(folder: Path, spec: ModelSpec) -> _Opened:
+    opened = open_peft(folder, ("lora_", MARK))
+    config = parse_lora_config(opened.config, opened.config_file)
+    if config.sparse_adapter:
+        refuse_elastic(folder)
+    return _Opened(opened, config, spec, lora_shapes(spec))
 
 
 def _deltas(
-    factors: Mapping[str, Factors], config: LoraConfig, shapes: Shapes, opened: PeftFolder
-) -> tuple[dict[str, Delta], dict[str, float], int]:
-    """Deltas and scales by module, and how many deltas are other than zero."""
-    deltas: dict[str, Delta] = {}
-    scales: dict[str, float] = {}
+    factors: Mapping[str, Factors], opened: _Opened
+) -> tuple[dict[str, Delta | BaseBound], int]:
+    """Deltas by module, and how many of them change anything."""
+    deltas: dict[str, Delta | BaseBound] = {}
     nonzero = 0
     for module, pair in factors.items():
-        rank = config.rank(module, opened.config_file)
-        scales[module] = config.scale(module, opened.config_file)
-        deltas[module], moves = build_delta(
+        plain, moves = build_delta(
             pair,
-            shapes[module],
-            rank,
-            scales[module],
-            opened.tensors,
+            opened.shapes[module],
+            opened.rank(module),
+            opened.scale(module),
+            opened.folder.tensors,
         )
+        if opened.config.sparse_adapter:
+            deltas[module] = SparsePeftDelta(plain)
+        elif opened.config.use_dora or pair.magnitude is not None:
+            deltas[module], moves = dora_delta(plain, pair, opened.config, opened.folder), True
+        else:
+            deltas[module] = plain
         nonzero += moves
-    return deltas, scales, nonzero
+    return deltas, nonzero
 
 
-def _check_targets(
-    factors: Mapping[str, Factors],
-    config: LoraConfig,
-    shapes: Shapes,
-    spec: ModelSpec,
-    opened: PeftFolder,
+def _replacements(
+    replaced: Replaced, targeted: Targeted, rows: TokenRows, opened: _Opened
+) -> tuple[Replacement, ...]:
+    """Whole tensors and single rows; a saved embedding is the head's too until LoRA unties them."""
+    spec = opened.spec
+    items = {r.tensor: r for r in replaced.items}
+    _tokens_alone(rows, targeted, items, opened)
+    saved = items.get(spec.embedding)
+    unties = spec.tied and (targeted.unties or rows.unties)
+    if unties and saved is not None and saved.why == EMBEDDING:
+        items.setdefault(spec.head, replace(saved, tensor=spec.head))
+    return (*items.values(), *rows.items)
+
+
+def _tokens_alone(
+    rows: TokenRows, targeted: Targeted, items: Mapping[str, Replacement], opened: _Opened
 ) -> None:
-    """The config's targets and the file's modules are the same set."""
-    head = head_module(spec)
-    if spec.tied and head in factors:
+    spec = opened.spec
+    touched = items.keys() | {f"{m}.weight" for m in targeted.factors}
+    ends = {spec.embedding, spec.head} if spec.tied else {r.tensor for r in rows.items}
+    both = sorted(touched & ends) if rows.items else []
+    if both:
         raise InputRefused(
             "adapter-option",
-            "a LoRA on a head that is the embedding: the base ties them, the result would not",
-            expected="LoRA on the linears of the layers, or an untied base",
-            file=opened.tensors.label,
-            tensor=head,
-            hint="Untie the base (store its head apart, tie_word_embeddings false) and try again.",
+            f"trainable_token_indices, and {both[0]} is adapted or replaced as well",
+            expected="one or the other",
+            file=opened.folder.config_file,
+            hint="PEFT's own forward fails or mixes them up; train one of the two.",
         )
-    found = {m: pair.a for m, pair in factors.items()}
-    files = Files(opened.config_file, opened.tensors.label)
-    check_targets(found, config, shapes, spec, files)
 
 
-def _check_not_empty(
-    factors: Mapping[str, Factors], nonzero: int, replaced: Replaced, config: LoraConfig, file: str
-) -> None:
-    if nonzero or replaced.items:
-        return
+def _empty(factors: Mapping[str, Factors], config: LoraConfig, file: str) -> InputRefused:
     if not factors:
         found = "the file holds no tensor"
     elif not config.lora_alpha and not config.alpha_pattern:
         found = "lora_alpha is 0"
     else:
         found = f"the delta of all {len(factors)} modules is zero (B is all zeros before training)"
-    raise InputRefused("adapter-empty", found, expected="a trained adapter", file=file)
+    return InputRefused("adapter-empty", found, expected="a trained adapter", file=file)
 
 
 def _facts(
-    config: LoraConfig,
     factors: Mapping[str, Factors],
     scales: Mapping[str, float],
     nonzero: int,
-    opened: PeftFolder,
+    opened: _Opened,
     base: BaseIdentity,
 ) -> dict[str, Any]:
-    ranks = {m: config.rank(m, opened.config_file) for m in factors}
-    warnings: list[str] = []
-    if config.fan_in_fan_out:
-        # PEFT itself sets it to False on nn.Linear, which all linears here are
-        # (peft/tuners/lora/layer.py, `dispatch_default`).
-        warnings.append("fan_in_fan_out is true, which PEFT ignores on linear layers; ignored")
-    facts = base_facts(config.base_model_name_or_path, config.base_sha256, base, opened.config_file)
+    config, file = opened.config, opened.folder.config_file
     return {
-        **facts,
-        "ranks": sorted(set(ranks.values())),
+        **base_facts(config.base_model_name_or_path, config.base_sha256, base, file),
+        "ranks": sorted({opened.rank(m) for m in factors}),
         "scales": sorted(set(scales.values())),
         "rslora": config.use_rslora,
+        "dora": config.use_dora,
+        "sparse_adapter": config.sparse_adapter,
+        "target_parameters": sorted(config.target_parameters),
         "zero_deltas": len(factors) - nonzero,
         "modules_to_save": sorted(config.modules_to_save),
         "bias": config.bias,
         "lora_bias": config.lora_bias,
-        "warnings": warnings,
+        "warnings": _warnings(factors, opened),
     }
+
+
+def _warnings(factors: Mapping[str, Factors], opened: _Opened) -> list[str]:
+    # PEFT itself sets fan_in_fan_out by the kind of layer, false on nn.Linear and true on Conv1D
+    # (peft/tuners/lora/layer.py, `dispatch_default`).
+    conv1d = {li.module for li in opened.spec.linears() if li.transposed}
+    if opened.config.fan_in_fan_out and not factors.keys() & conv1d:
+        return ["fan_in_fan_out is true, which PEFT ignores on linear layers; ignored"]
+    return []

@@ -32,6 +32,15 @@ class LoraConfig(PeftConfig):
     lora_bias: bool = False
     fan_in_fan_out: bool = False
     init_lora_weights: bool | str | None = True
+    use_dora: bool = False
+    sparse_adapter: bool = False  # of SQFT's patched PEFT (SparsePEFT)
+    target_parameters: list[str] = Field(default_factory=list)
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
+
+    @field_validator("target_parameters", mode="before")
+    @classmethod
+    def _null_is_no_name(cls, value: Any) -> Any:
+        return [] if value is None else value
 
     @field_validator("rank_pattern", "alpha_pattern", mode="before")
     @classmethod
@@ -68,13 +77,9 @@ OPTIONS = OptionTable(
         "runtime_config",
     },
     refused={
-        "use_dora": "DoRA rescales the rows of W + delta; taken for LoRA it merges wrongly",
         "use_qalora": "QALoRA pools the inputs of A",
         "use_bdlora": "BD-LoRA's factors are block-diagonal",
-        "sparse_adapter": "SQFT's SparsePEFT masks the product by the base's zeros",
         "layer_replication": "it repeats layers of the base",
-        "target_parameters": "it adapts fused expert parameters, not linears",
-        "trainable_token_indices": "it replaces single rows of the embedding",
         "alora_invocation_tokens": "aLoRA is active on some tokens only, so nothing can be merged",
         "arrow_config": "Arrow routes between adapters by the input, so nothing can be merged",
         "kasa_config": "KaSA changes the base weights and adds a diagonal",
@@ -105,8 +110,44 @@ def parse_lora_config(raw: Mapping[str, Any], file: str) -> LoraConfig:
             file=file,
             hint="Save it again with PEFT's path_initial_model_for_weight_conversion.",
         )
+    _check_together(config, file)
     _check_ranks([config.r, *config.rank_pattern.values()], file)
     return config
+
+
+def parse_plain_lora_config(raw: Mapping[str, Any], file: str) -> LoraConfig:
+    """The config of a folder of another family that PEFT is to read as a plain LoRA too.
+
+    Raises:
+        InputRefused: as `parse_lora_config`; `adapter-option` for a variant of LoRA.
+    """
+    config = parse_lora_config(raw, file)
+    for key in ("use_dora", "sparse_adapter", "target_parameters", "trainable_token_indices"):
+        if getattr(config, key):
+            raise InputRefused(
+                "adapter-option", f"{key} is set", expected="a plain LoRA", file=file
+            )
+    return config
+
+
+def _check_together(config: LoraConfig, file: str) -> None:
+    """Options that PEFT itself does not carry out together."""
+    pairs = {
+        "use_dora with target_parameters": config.use_dora and config.target_parameters,
+        "lora_bias with target_parameters": config.lora_bias and config.target_parameters,
+        "use_dora with lora_bias": config.use_dora and config.lora_bias,
+        "use_dora with sparse_adapter": config.use_dora and config.sparse_adapter,
+        "use_dora with init_lora_weights 'mica'": config.use_dora
+        and config.init_lora_weights == "mica",
+    }
+    for pair, both in pairs.items():
+        if both:
+            raise InputRefused(
+                "adapter-option",
+                f"{pair}: PEFT trains no such adapter",
+                expected="one of the two",
+                file=file,
+            )
 
 
 def _check_ranks(ranks: Sequence[int], file: str) -> None:

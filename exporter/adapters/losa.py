@@ -16,7 +16,7 @@ import numpy as np
 from exporter.adapters.base import Adapter, BaseIdentity, Delta
 from exporter.adapters.factors import Factors, Shapes, build_delta, check_modules, group_factors
 from exporter.adapters.identity import base_facts
-from exporter.adapters.lora_config import parse_lora_config
+from exporter.adapters.lora_config import parse_plain_lora_config
 from exporter.adapters.losa_files import (
     LOSA_CONFIG,
     VERSION,
@@ -120,7 +120,7 @@ def _check_rank_table(config: LosaConfig, factors: Mapping[str, Factors], folder
 
 def _check_peft_agrees(config: LosaConfig, opened: PeftFolder) -> None:
     """adapter_config.json means the same ranks and scales, so that both readings agree."""
-    peft = parse_lora_config(opened.config, opened.config_file)
+    peft = parse_plain_lora_config(opened.config, opened.config_file)
     for module, rank in config.rank_pattern.items():
         found = (
             peft.rank(module, opened.config_file),

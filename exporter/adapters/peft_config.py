@@ -6,12 +6,12 @@ PEFT 0.21.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from exporter.adapters.factors import Shapes, head_module
+from exporter.adapters.factors import Shapes, embedding_module, head_module
 from exporter.adapters.patterns import inside_saved, layer_index, names_module
 from exporter.arch.model_spec import ModelSpec
 from exporter.errors import InputRefused
@@ -48,15 +48,21 @@ class PeftConfig(BaseModel):
     def _null_is_empty_list(cls, value: Any) -> Any:
         return [] if value is None else value
 
-    def targets(self, module: str, head: str, file: str) -> bool:
-        """Whether PEFT would put a LoRA on this linear; `head` is the head's module name."""
+    @field_validator("bias", mode="before")
+    @classmethod
+    def _only_the_adapted(cls, value: Any) -> Any:
+        # Each method has its own word for it ("vera_only"); PEFT looks at the end alone.
+        return "lora_only" if isinstance(value, str) and value.endswith("_only") else value
+
+    def targets(self, module: str, ends: Container[str], file: str) -> bool:
+        """Whether PEFT would adapt this module; `ends` are the embedding and the head."""
         if self.exclude_modules and names_module(self.exclude_modules, module, file):
             return False
         if inside_saved(self.modules_to_save, module) or self.target_modules is None:
             return False
         if isinstance(self.target_modules, str):
             if self.target_modules.lower() == "all-linear":
-                return module != head
+                return module not in ends
             return names_module(self.target_modules, module, file)
         if module in self.target_modules:
             return True
@@ -71,7 +77,12 @@ class PeftConfig(BaseModel):
 
 
 def check_targets(
-    found: Mapping[str, str], config: PeftConfig, shapes: Shapes, spec: ModelSpec, files: Files
+    found: Mapping[str, str],
+    config: PeftConfig,
+    shapes: Shapes,
+    spec: ModelSpec,
+    files: Files,
+    further: frozenset[str] = frozenset(),
 ) -> None:
     """The config's targets and the file's modules are the same set.
 
@@ -79,14 +90,15 @@ def check_targets(
         found: module -> one of its tensors in the file.
         shapes: every module of the base that the family can adapt.
         files: labels of the config and of the tensor file.
+        further: modules that another option than `target_modules` calls for.
 
     Raises:
         InputRefused: `adapter-tensor-unused`, `adapter-tensor-missing`.
     """
     if config.target_modules is None:
         return
-    head = head_module(spec)
-    wanted = {m for m in shapes if config.targets(m, head, files.config)}
+    ends = (embedding_module(spec), head_module(spec))
+    wanted = {m for m in shapes if m in further or config.targets(m, ends, files.config)}
     extra = [m for m in found if m not in wanted]
     if extra:
         raise InputRefused(

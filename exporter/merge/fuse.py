@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from exporter.adapters.base import Adapter, KeptRows
+from exporter.adapters.base import Adapter
 from exporter.contract import Progress
 from exporter.errors import InputRefused, UsageError
 from exporter.merge.base import MergePolicy, ModuleFacts
@@ -139,7 +139,7 @@ def _tensors(
         module = name.removesuffix(".weight")
         decision = decisions.get(module) if name.endswith(".weight") else None
         merges = decision is not None and not decision.policy.keeps_branch
-        rows: RowReader = bases.rows(name, _kept(bases.masks, name.rpartition(".")[0], decisions))
+        rows: RowReader = bases.rows(name)
         if decision is not None and merges:
             rows = _merged(bases, deltas[module], decision.policy, bench)
         changed = merges or bases.whole.touches(name)
@@ -152,24 +152,12 @@ def _merged(
 ) -> MergedRows:
     masks, module = bases.masks, delta.module
     if policy.drops_outside and not masks.is_dense(module):
-        delta = delta.under(_rows_of(masks, module))
+        delta = delta.under(lambda r0, r1: masks.rows(module, r0, r1))
     facts = ModuleFacts(module, masks.pattern(module), bench.gram(module) if bench else None)
     rows = MergedRows(bases.weight(module), delta, policy, masks, policy.bind(facts))
     if bench is None or not policy.solves:
         return rows
     return replace(rows, stored=bench.keep_rows(delta.shape, rows))
-
-
-def _kept(masks: KeptMasks, module: str, decisions: Mapping[str, Decision]) -> KeptRows | None:
-    """The module's mask where its merge drops everything outside it."""
-    found = decisions.get(module)
-    if found is None or not found.policy.drops_outside or masks.is_dense(module):
-        return None
-    return _rows_of(masks, module)
-
-
-def _rows_of(masks: KeptMasks, module: str) -> KeptRows:
-    return lambda r0, r1: masks.rows(module, r0, r1)
 
 
 def _check_all_used(

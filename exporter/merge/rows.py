@@ -7,7 +7,7 @@ from typing import cast
 
 import numpy as np
 
-from exporter.adapters.base import KeptRows, Replacement
+from exporter.adapters.base import Replacement
 from exporter.adapters.tiles import TILE_ROWS, tiles
 from exporter.merge.base import MaskMove, MergePolicy, RowMerge
 from exporter.merge.combined import CombinedDelta
@@ -83,27 +83,19 @@ class Bases:
     masks: KeptMasks
     whole: Whole = field(default_factory=Whole)
 
-    def rows(self, tensor: str, kept: KeptRows | None = None) -> BaseRows:
-        """Rows of one tensor; a tied head's are those of the embedding.
-
-        `kept` is the mask of the tensor's module where the merge keeps it, for a bias that
-        depends on the merged weight.
-        """
+    def rows(self, tensor: str) -> BaseRows:
+        """Rows of one tensor; a tied head's are those of the embedding."""
         spec = self.checked.spec
         stored = spec.embedding if tensor == spec.head and self.checked.head_is_tied else tensor
         module = tensor.removesuffix(".weight")
-        added = self.whole.added.get(tensor, ())
         return BaseRows(
             self.checked.checkpoint,
             stored,
             sparse=tensor != module and not self.masks.is_dense(module),
             replaced=self.whole.replaced.get(tensor),
             patches=tuple(self.whole.patches.get(tensor, ())),
-            added=tuple((a if a.bound is None else self._on(a, kept), w) for a, w in added),
+            added=tuple(self.whole.added.get(tensor, ())),
         )
-
-    def _on(self, addition: Replacement, kept: KeptRows | None) -> Replacement:
-        return addition.on(self.weight(addition.tensor.rpartition(".")[0]), kept)
 
     def weight(self, module: str) -> BaseRows:
         """Rows of a module's weight."""
