@@ -10,6 +10,7 @@ from exporter.adapters.base import Adapter, AdapterFamily, BaseIdentity
 from exporter.adapters.foreign import way_out
 from exporter.adapters.full import FullFamily
 from exporter.adapters.ia3 import Ia3Family
+from exporter.adapters.ln_tuning import LnTuningFamily
 from exporter.adapters.loha import LohaFamily
 from exporter.adapters.lokr import LokrFamily
 from exporter.adapters.lora import LoraFamily
@@ -40,6 +41,7 @@ FAMILIES: tuple[AdapterFamily, ...] = (
     Ia3Family(),
     VeraFamily(),
     ShiraFamily(),
+    LnTuningFamily(),
     FullFamily(),
 )
 

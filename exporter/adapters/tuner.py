@@ -68,8 +68,16 @@ class Built:
     added: tuple[Replacement, ...] = field(default=())
 
 
-def open_tuner(tuner: Tuner[ConfigT], folder: Path, spec: ModelSpec) -> Opened[ConfigT]:
+def open_tuner(
+    tuner: Tuner[ConfigT], folder: Path, spec: ModelSpec, modules: Shapes | None = None
+) -> Opened[ConfigT]:
     """Open `folder` up to the point where the family's own tensors are looked at.
+
+    Args:
+        tuner: the method.
+        folder: of the adapter.
+        spec: the base.
+        modules: what can be adapted; None for all linears and the head.
 
     Raises:
         InputRefused: the codes of `open_peft`, `check_options`, `validated` and `check_targets`;
@@ -82,7 +90,7 @@ def open_tuner(tuner: Tuner[ConfigT], folder: Path, spec: ModelSpec) -> Opened[C
     for name in opened.names:
         if name.part.startswith(tuner.mark):
             parts.setdefault(name.module, {})[name.part] = name.tensor
-    shapes = adaptable(spec)
+    shapes = adaptable(spec) if modules is None else modules
     found = {module: next(iter(own.values())) for module, own in parts.items()}
     _check_modules(found, shapes, spec, opened.tensors.label)
     files = Files(opened.config_file, opened.tensors.label)
@@ -95,7 +103,7 @@ def _check_modules(found: Mapping[str, str], shapes: Shapes, spec: ModelSpec, fi
     if strange:
         raise InputRefused(
             "adapter-module",
-            f"the {spec.family} base of {spec.layers} layers has no linear of this name "
+            f"the {spec.family} base of {spec.layers} layers has no such module to adapt "
             f"({len(strange)} of {len(found)} modules)",
             expected="modules of the base",
             file=file,

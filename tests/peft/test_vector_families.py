@@ -1,4 +1,4 @@
-"""AdaLoRA, LoHa, LoKr, (IA)^3, VeRA and SHiRA: each option of their configs against peft itself."""
+"""AdaLoRA, LoHa, LoKr, (IA)^3, VeRA, SHiRA, LN tuning: each option against peft itself."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from peft import (
     AdaLoraConfig,
     IA3Config,
+    LNTuningConfig,
     LoHaConfig,
     LoKrConfig,
     ShiraConfig,
@@ -91,6 +92,8 @@ def rows_of(kind: str) -> dict[str, tuple[Any, Any]]:
         "vera bias": (VeraConfig(**two, r=3, bias="vera_only", vera_dropout=0.1), None),
         "vera layers": (VeraConfig(**two, r=3, layers_to_transform=[1], fan_in_fan_out=True), None),
     }
+    norms = ["ln_1", "ln_f"] if kind == "gpt2" else None
+    rows["ln tuning"] = (LNTuningConfig(target_modules=norms, exclude_modules=r".*\.0\..*"), None)
     if kind != "gpt2":  # peft has none of these on a Conv1D
         rows |= _linear_only(two, down)
     return rows
@@ -127,7 +130,9 @@ def _linear_only(two: dict[str, Any], down: str) -> dict[str, tuple[Any, Any]]:
 
 
 KINDS = ("llama2", "qwen2", "gpt2")
-ROWS = [(kind, row) for kind in KINDS for row in rows_of(kind)]
+# All options on Llama and GPT-2; where only q, k and v have biases, a row for each family.
+ON_QWEN2 = {"adalora", "adalora bias", "ia3", "vera", "loha", "lokr", "shira", "ln tuning"}
+ROWS = [(k, row) for k in KINDS for row in rows_of(k) if k != "qwen2" or row in ON_QWEN2]
 
 
 @pytest.fixture
