@@ -1,7 +1,7 @@
 """LN tuning of PEFT: norms replaced as wholes, with gain and, where the base has one, bias.
 
 Format: adapter_config.json and adapter_model.safetensors of PEFT 0.21; see
-docs/formats/ln_tuning.md. Meaning: Zhao et al. 2023, section 3; peft/tuners/ln_tuning/layer.py.
+docs/formats/ln_tuning.md. Meaning: Zhao et al. 2023; peft/tuners/ln_tuning/layer.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """LoHa of PEFT: the Hadamard product of two low-rank products.
 
 Format: adapter_config.json and adapter_model.safetensors of PEFT 0.21; see docs/formats/loha.md.
-Delta: `alpha / r * (W1a W1b) . (W2a W2b)` (Hyeon-Woo et al. 2022, eq. 2;
+Delta: `alpha / r * (W1a W1b) . (W2a W2b)` (FedPara, Hyeon-Woo et al. 2022;
 peft/tuners/loha/layer.py, `HadaWeight.forward`).
 """
 

@@ -1,7 +1,7 @@
 """LoKr of PEFT: the Kronecker product of two small matrices, each whole or factored.
 
 Format: adapter_config.json and adapter_model.safetensors of PEFT 0.21; see docs/formats/lokr.md.
-Delta: `alpha / r * W1 (x) W2` (Yeh et al. 2024, section 3; peft/tuners/lokr/layer.py,
+Delta: `alpha / r * W1 (x) W2` (LyCORIS, Yeh et al. 2024; peft/tuners/lokr/layer.py,
 `LoKrLayer.get_delta_weight`).
 """
 

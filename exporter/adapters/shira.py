@@ -1,7 +1,7 @@
 """SHiRA of PEFT, and the "oracle": single values at given positions of a weight.
 
 Format: adapter_config.json and adapter_model.safetensors of PEFT 0.21; see docs/formats/shira.md.
-Delta: `D[i, j] = v` for each index (Bhardwaj et al. 2024, section 4; peft/tuners/shira/layer.py,
+Delta: `D[i, j] = v` for each index (Bhardwaj et al. 2024; peft/tuners/shira/layer.py,
 `Linear.get_delta_weight`; the scale that PEFT keeps beside it is not saved, and 1 when loaded).
 """
 
