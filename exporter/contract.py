@@ -259,6 +259,18 @@ class Runtime(Protocol):
         ...
 
 
+class Rounds(Protocol):
+    """A target that stores weights in fewer bits than float32."""
+
+    def as_written(self, model: FusedModel) -> FusedModel:
+        """`model` with the values that the target stores, each rounded once, in float32.
+
+        The reference then runs these, so that the tolerance need not allow for the rounding,
+        which is checked by itself, value by value.
+        """
+        ...
+
+
 class VerifiesBy(Protocol):
     """A target whose own engine is absent may name another that can run the same bytes."""
 

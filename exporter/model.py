@@ -75,7 +75,9 @@ class FusedTensor:
     """One tensor of the fused model, computed when asked for.
 
     `rows(r0, r1)` gives fresh float32 rows of axis 0: float32 merge, not yet rounded; the
-    writer rounds once. Zeros outside the mask are +0.0 exactly. Equal calls give equal bits.
+    writer rounds once. `shape` and `rows` of a linear are those of `[out, in]`, whether or not
+    the checkpoint stores its transpose (`linear.transposed`). Zeros outside the mask are +0.0
+    exactly. Equal calls give equal bits.
     """
 
     name: str

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from backends.companions import write_file
 from backends.decoder_graph.build import build_graph
-from backends.decoder_graph.files import write_file
 from backends.decoder_graph.layout import BLOCK_BYTES, Slot, data_layout
 from backends.decoder_graph.narrow import decoder_spec
 from backends.decoder_graph.options import GraphOptions

@@ -19,7 +19,7 @@ from backends.base import (
     StoredTensor,
     Tolerance,
 )
-from backends.decoder_graph.files import plan_companions, write_companions
+from backends.companions import plan_companions, write_companions
 from backends.decoder_graph.narrow import decoder_spec
 from backends.decoder_graph.need import need_onnx
 from backends.decoder_graph.options import GraphOptions
@@ -158,7 +158,8 @@ class DeepSparseTarget:
         return plan_decoder(model, self._graph(model))
 
     def _settings(self, model: FusedModel) -> Settings:
-        return resolve(decoder_spec(model.spec), self.sequence_length, self.prefill_chunk, self.cache)
+        spec = decoder_spec(model.spec)
+        return resolve(spec, self.sequence_length, self.prefill_chunk, self.cache)
 
     def _graph(self, model: FusedModel) -> GraphOptions:
         return GraphOptions(io="deepsparse", sequence_length=self._settings(model).sequence_length)

@@ -84,7 +84,7 @@ class OnnxRuntimeTarget:
     def plan(self, model: FusedModel) -> LowerPlan:
         """Sizes and memory, from headers alone."""
         need_onnx()
-        from backends.decoder_graph.files import plan_companions
+        from backends.companions import plan_companions
         from backends.decoder_graph.lower import plan_decoder
 
         plan = plan_decoder(model, self._options())
@@ -93,7 +93,7 @@ class OnnxRuntimeTarget:
     def lower(self, model: FusedModel, staging: Path, progress: Progress) -> None:
         """Write graph, weights, config and tokenizer files."""
         need_onnx()
-        from backends.decoder_graph.files import write_companions
+        from backends.companions import write_companions
         from backends.decoder_graph.lower import lower_decoder
 
         lower_decoder(model, staging, self._options(), progress)

@@ -29,7 +29,7 @@ __all__ = ["Checkpoint", "Sidecar", "TensorEntry"]
 class Sidecar:
     """A file that travels with the weights as bytes: tokenizer, template, generation config."""
 
-    name: str  # plain file name
+    name: str  # relative to the folder: plain, or below additional_chat_templates
     path: Path
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +32,7 @@ SIDECARS = (
     "tokenizer_config.json",
     "vocab.json",
 )
+TEMPLATES = "additional_chat_templates"  # a folder of named templates, transformers >= 4.53
 # Small ones whose form is checked here; tokenizer.json is parsed where its tokens are needed.
 _JSON_OBJECTS = ("generation_config.json", "special_tokens_map.json", "tokenizer_config.json")
 _COMPANIONS = ("masks.safetensors",)  # ours: which weights are kept
@@ -45,7 +47,7 @@ class Listing:
 
     weights: tuple[str, ...]  # plain names, sorted
     index: Index | None
-    sidecars: tuple[str, ...]
+    sidecars: tuple[str, ...]  # "NAME", or "additional_chat_templates/NAME.jinja"
     ignored: tuple[str, ...]  # anything else at the top level
 
 
@@ -70,8 +72,8 @@ def list_folder(root: Path, limits: Limits = LIMITS) -> Listing:
         weights = (SINGLE,)
     _require(root, names, stored, weights, index)
     _refuse_others(stored, weights, index)
-    sidecars = tuple(n for n in SIDECARS if n in names)
-    used = {*weights, *sidecars, INDEX, CONFIG}
+    sidecars = (*(n for n in SIDECARS if n in names), *_templates(root, names))
+    used = {*weights, *(n.partition("/")[0] for n in sidecars), INDEX, CONFIG}
     return Listing(weights, index, sidecars, tuple(n for n in names if n not in used))
 
 
@@ -106,6 +108,15 @@ def _names(root: Path) -> list[str]:
         return sorted(p.name for p in root.iterdir())
     except OSError as error:
         raise unreadable(error, str(root)) from error
+
+
+def _templates(root: Path, names: list[str]) -> Iterator[str]:
+    """The templates of tokenizers that have several, below their folder."""
+    if TEMPLATES in names and (root / TEMPLATES).is_dir():
+        for name in _names(root / TEMPLATES):
+            # The manifest names every file, in printable characters.
+            if name.endswith(".jinja") and name.isprintable() and "\\" not in name:
+                yield f"{TEMPLATES}/{name}"
 
 
 def _require(

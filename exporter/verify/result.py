@@ -92,6 +92,8 @@ class StructureResult(_Frozen):
     zeros: int  # outside the masks, all exactly +0.0
     kept_zeros: int  # zero by value though kept by the mask
     zero_values: int  # equal to zero over all linears, whether they have a mask or not
+    # Largest abs(stored - fused) in units in the last place of the stored type; 0 for float32.
+    rounding_ulp: Figure = 0.0
     tensor_bytes: int
     file_bytes: int  # of the files that hold the tensors
     ratio: Figure  # file_bytes / tensor_bytes

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
-from exporter.contract import Progress, ReferenceSession, Target
+from exporter.contract import Progress, ReferenceSession, Rounds, Target
 from exporter.errors import VerificationFailed
 from exporter.model import FusedModel
 from exporter.verify.bisect import bisect as find_layer
@@ -44,7 +45,8 @@ def verify_staged(
 ) -> VerifyReport:
     """Re-read what lies in `folder`, run it, compare it; write the self-test into it.
 
-    First the structure, since it names a fault best; then the reference on eight prompts, whose
+    First the structure, since it names a fault best; then the reference on eight prompts (with
+    the stored values, where the target rounds them: structure has judged the rounding), whose
     logits wait in an unnamed file beside `folder`; then the engine. Reference and engine are
     never in memory together.
 
@@ -57,19 +59,20 @@ def verify_staged(
     structure = check_structure(target, model, folder, progress)
     if structure.failures:
         raise VerificationMissed(make_report(target, runner, structure))
+    stored = _as_written(target, model)
     limit = model.spec.max_positions
-    with _recorded(model, folder, limit, reference_opener, progress) as (test, truth):
+    with _recorded(stored, folder, limit, reference_opener, progress) as (test, truth):
         numbers = _run_engine(runner, folder, test, truth, progress)
     if numbers is None:  # the engine's sequences are shorter than the model's
         with opened(runner.target, folder) as session:
             limit = session.max_tokens
-        with _recorded(model, folder, limit, reference_opener, progress) as (test, truth):
+        with _recorded(stored, folder, limit, reference_opener, progress) as (test, truth):
             numbers = _run_engine(runner, folder, test, truth, progress)
     if numbers is None:
         raise VerificationFailed("verify-numbers", f"{limit} tokens are too few for a prompt")
     found = None
     if numbers.failures and bisect:
-        found = _bisect(runner, model, folder, test.prompts, reference_opener)
+        found = _bisect(runner, stored, folder, test.prompts, reference_opener)
     report = make_report(target, runner, structure, test, numbers, found)
     return _judge(report, _REPORT_IT if bisect else None)
 
@@ -101,6 +104,12 @@ def verify_folder(
             file=NAME,
         )
     return _judge(make_report(target, runner, structure, test, numbers, published=True), _AGAIN)
+
+
+def _as_written(target: Target, model: FusedModel) -> FusedModel:
+    """What the engine is given: the model itself, or its values rounded as they are stored."""
+    rounded = getattr(target, "as_written", None)
+    return cast(Rounds, target).as_written(model) if callable(rounded) else model
 
 
 @contextmanager

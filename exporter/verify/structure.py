@@ -20,6 +20,7 @@ from exporter.verify.branches import Branches
 from exporter.verify.diagnose import explain_shape, explain_values, same_bits
 from exporter.verify.files import check_file_set, list_files
 from exporter.verify.result import StructureResult
+from exporter.verify.ulp import HALF_ULP, rounding_ulp
 
 BLOCK_BYTES = 8 << 20  # of float32 rows
 SLACK = 1.02  # files may be this much larger than the tensors they hold,
@@ -36,6 +37,7 @@ class _Tally:
     zeros: int = 0
     kept_zeros: int = 0
     zero_values: int = 0
+    rounding_ulp: float = 0.0
     seen: dict[str, str] = field(default_factory=dict)  # name -> file
     failures: list[str] = field(default_factory=list)
 
@@ -67,6 +69,7 @@ def check_structure(
         zeros=tally.zeros,
         kept_zeros=tally.kept_zeros,
         zero_values=tally.zero_values,
+        rounding_ulp=tally.rounding_ulp,
         tensor_bytes=tally.tensor_bytes,
         file_bytes=total,
         ratio=total / max(1, tally.tensor_bytes),
@@ -128,11 +131,13 @@ def _check_values(
 ) -> None:
     """Values and zeros of one tensor; at most one failure of each kind."""
     mask = model.mask(tensor.name) if tensor.linear is not None else None
-    step, bad_zeros, wrong = block_rows(tensor.shape), 0, ""
+    step, bad_zeros, wrong, ulp = block_rows(tensor.shape), 0, "", 0.0
     for r0 in range(0, tensor.shape[0], step):
         r1 = min(r0 + step, tensor.shape[0])
         got = stored.rows(r0, r1)
-        want = to_float32(round_float32(tensor.rows(r0, r1), dtype, tensor=tensor.name))
+        fused = tensor.rows(r0, r1)
+        want = to_float32(round_float32(fused, dtype, tensor=tensor.name))
+        ulp = max(ulp, rounding_ulp(got, fused, dtype))
         if not wrong and not same_bits(got, want):
             wrong = explain_values(stored, tensor, model, r0, got, want)
         if tensor.linear is not None:
@@ -145,6 +150,9 @@ def _check_values(
         tally.failures.append(f"{stored.name}: {bad_zeros} values outside the mask are not zero")
     if wrong:
         tally.failures.append(f"{stored.name} is not the fused tensor: {wrong}")
+    elif ulp > HALF_ULP:
+        tally.failures.append(f"{stored.name}: a value is {ulp:.3g} ULP from the fused one")
+    tally.rounding_ulp = max(tally.rounding_ulp, ulp)
 
 
 def _count_zeros(got: F32, mask: Mask, r0: int, r1: int, tally: _Tally) -> int:

@@ -11,8 +11,9 @@ from typing import Literal
 
 from exporter.check.model import check_model
 from exporter.contract import Progress
+from exporter.errors import InputRefused
 from exporter.model import CheckedModel
-from exporter.sparsity.mask import Mask
+from exporter.sparsity.mask import Bools, Mask
 from exporter.store.checkpoint import Checkpoint, TensorEntry
 from exporter.store.folder import stage
 from exporter.store.masks import MasksFile, write_masks
@@ -104,6 +105,13 @@ def _masks(
 ) -> Iterator[tuple[str, Mask]]:
     if calibration is None:
         return magnitude_masks(checked, sparsity)
+    if checked.checkpoint.transposed:
+        raise InputRefused(
+            "arch-unsupported",
+            f"wanda on a {checked.spec.family} model",
+            expected="a decoder of Llama's form; --method magnitude takes both",
+            file="config.json",
+        )
     # Imported here: magnitude pruning needs neither torch nor transformers.
     from harness.prune.wanda import wanda_masks
 
@@ -134,6 +142,7 @@ def _write_model(checked: CheckedModel, out: Path, progress: Progress | None) ->
     writer.close()
     shutil.copyfile(checkpoint.root / "config.json", out / "config.json")
     for sidecar in checkpoint.sidecars:
+        (out / sidecar.name).parent.mkdir(exist_ok=True)
         shutil.copyfile(sidecar.path, out / sidecar.name)
     return kept
 
@@ -144,15 +153,20 @@ def _write_tensor(
     if not entry.shape:
         writer.write(entry.name, checkpoint.view(entry.name))
         return
-    rows = entry.shape[0]
+    rows, transposed = entry.shape[0], entry.name in checkpoint.transposed
     step = max(1, BLOCK_BYTES * rows // max(1, entry.nbytes))
     for r0 in range(0, rows, step):
         r1 = min(r0 + step, rows)
         block = checkpoint.view(entry.name, r0, r1)
         if mask is not None:
             block = block.copy()
-            block[~mask.rows(r0, r1)] = 0
+            block[~_kept(mask, r0, r1, transposed)] = 0
         writer.write(entry.name, block)
+
+
+def _kept(mask: Mask, r0: int, r1: int, transposed: bool) -> Bools:
+    """Stored rows `[r0:r1]` of a mask `[out, in]`."""
+    return mask.rows(0, mask.out_features)[:, r0:r1].T if transposed else mask.rows(r0, r1)
 
 
 def _write_record(path: Path, report: Pruned) -> None:

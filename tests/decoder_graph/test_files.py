@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from backends.decoder_graph.files import clean_config, config_bytes, write_companions
+from backends.companions import clean_config, config_bytes, write_companions
 from backends.decoder_graph.layout import data_layout
 from backends.decoder_graph.lower import lower_decoder, plan_decoder
 from backends.decoder_graph.options import GraphOptions

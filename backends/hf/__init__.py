@@ -1,0 +1,1 @@
+"""Target `hf`: the fused model as a plain Hugging Face folder."""
