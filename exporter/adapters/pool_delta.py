@@ -25,13 +25,15 @@ class PoolDelta:
 
     def rows(self, r0: int, r1: int) -> F32:
         """Rows `[r0:r1]`; a gather, so the block size changes no bit."""
-        return self.table()[self.row_group()[r0:r1]][:, self.column_group()]
+        # np.take, since `x[:, index]` would come out in column-major order.
+        return np.take(self.table()[self.row_group()[r0:r1]], self.column_group(), axis=1)
 
     def low_rank(self) -> LowRank:
         """One-hot factor on the side of fewer groups, so that the product is C bit for bit."""
         table = self.table()
         if table.shape[0] < table.shape[1]:
-            return LowRank(table[:, self.column_group()], _one_hot(self.row_group(), table, 0), 1.0)
+            a = np.take(table, self.column_group(), axis=1)
+            return LowRank(a, _one_hot(self.row_group(), table, 0), 1.0)
         columns = _one_hot(self.column_group(), table, 1)
         return LowRank(np.ascontiguousarray(columns.T), table[self.row_group()], 1.0)
 

@@ -9,37 +9,30 @@ Format: docs/formats/pooling.md.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
-
-import numpy as np
 
 from exporter.adapters.base import Adapter, BaseBound, BaseIdentity, Delta
 from exporter.adapters.identity import base_facts
 from exporter.adapters.losa_files import open_masks
 from exporter.adapters.own_files import (
-    OwnFolder,
     linear_shapes,
     open_own,
     require_same_modules,
-    require_shape,
     write_own,
 )
 from exporter.adapters.peft_files import validated
 from exporter.adapters.pool_config import POOL_CONFIG, PoolConfig, read_pool_config
 from exporter.adapters.pool_delta import MaskedPoolDelta, PoolDelta
-from exporter.adapters.pool_groups import Ints, group_sizes
-from exporter.adapters.pool_norm import NEEDS_GAMMA, gamma_shape, normalise
-from exporter.adapters.tensors import largest_magnitude
+from exporter.adapters.pool_groups import Ints
+from exporter.adapters.pool_table import GAMMA, TABLE, G, Table, check_values, open_table
 from exporter.arch.model_spec import ModelSpec
 from exporter.errors import InputRefused
 from exporter.sparsity.mask import Mask
 from exporter.store.dtypes import F32
 from exporter.store.masks import write_masks
 
-G, GAMMA, TABLE = "pool_G", "pool_gamma", "pool_C"
 MASK_FILE = "pool_mask.safetensors"  # not LoSA's name, by which a bundle is known
 
 
@@ -64,8 +57,8 @@ class PoolingFamily:
         shapes = linear_shapes(opened, spec)
         if config.sizes:
             require_same_modules(config.sizes, opened, "sizes")
-        tables = {m: _table(m, shapes[m], config, opened) for m in opened.parts}
-        moves = {m: _check_values(t) for m, t in tables.items()}
+        tables = {m: open_table(m, shapes[m], config, opened) for m in opened.parts}
+        moves = {m: check_values(t) for m, t in tables.items()}
         if not any(moves.values()):
             raise InputRefused(
                 "adapter-empty",
@@ -88,36 +81,6 @@ class PoolingFamily:
         )
 
 
-@dataclass(frozen=True)
-class Table:
-    """The folded table of one module, computed when asked for."""
-
-    module: str
-    shape: tuple[int, int]
-    counts: tuple[int, int]  # gout, gin
-    config: PoolConfig
-    opened: OwnFolder = field(repr=False)
-
-    def fold(self) -> F32:
-        """C `[gout, gin]`: computed in float64, rounded once."""
-        parts = self.opened.parts[self.module]
-        read = self.opened.tensors.float32
-        if G not in parts:
-            return read(parts[TABLE])()
-        g = read(parts[G])().astype(np.float64)
-        gamma = read(parts[GAMMA])().astype(np.float64) if GAMMA in parts else None
-        config = self.config
-        folded = normalise(g, config.norm, config.tau, config.eps, gamma) * config.scale
-        if config.pool == "mean":
-            folded = folded / group_sizes(self.groups(1), self.counts[1])
-        with np.errstate(over="ignore"):
-            return folded.astype(np.float32)
-
-    def groups(self, axis: int) -> Ints:
-        """a (axis 0) or b (axis 1)."""
-        return self.config.groups(self.shape[axis], self.counts[axis])
-
-
 def _deltas(tables: Mapping[str, Table], config: PoolConfig) -> dict[str, Delta | BaseBound]:
     """The deltas by module; the few tables in use are held, and no more."""
 
@@ -134,106 +97,6 @@ def _deltas(tables: Mapping[str, Table], config: PoolConfig) -> dict[str, Delta 
         for m, t in tables.items()
     }
     return {m: MaskedPoolDelta(d) if config.masked else d for m, d in plain.items()}
-
-
-def _table(module: str, shape: tuple[int, int], config: PoolConfig, opened: OwnFolder) -> Table:
-    """The table of one module, its tensors and groups checked.
-
-    Raises:
-        InputRefused: `adapter-tensor-missing`, `adapter-tensor-unused`, `adapter-shape`,
-            `adapter-invalid`, `value-not-finite`.
-    """
-    counts = config.counts(module, shape)
-    if counts is None:
-        raise InputRefused(
-            "adapter-invalid",
-            "neither gin and gout nor sizes give the number of groups",
-            file=opened.config_file,
-            tensor=module,
-        )
-    _check_groups(module, shape, counts, config, opened)
-    _check_parts(module, counts, config, opened)
-    return Table(module, shape, counts, config, opened)
-
-
-def _check_groups(
-    module: str,
-    shape: tuple[int, int],
-    counts: tuple[int, int],
-    config: PoolConfig,
-    opened: OwnFolder,
-) -> None:
-    for size, count, axis in zip(shape, counts, ("gout", "gin"), strict=True):
-        try:
-            config.groups(size, count)
-        except ValueError as error:
-            raise InputRefused(
-                "adapter-invalid",
-                f"{axis}: {error}",
-                expected="from 1 group to one for each position, none of them empty",
-                file=opened.config_file,
-                tensor=module,
-                hint="With the grouping ceil, take g = ceil(d / ceil(d / g)); empty groups are "
-                "columns of G that were never trained.",
-            ) from error
-
-
-def _check_parts(
-    module: str, counts: tuple[int, int], config: PoolConfig, opened: OwnFolder
-) -> None:
-    parts, tensors = opened.parts[module], opened.tensors
-    wanted = {G} | ({GAMMA} if config.norm in NEEDS_GAMMA else set()) if G in parts else {TABLE}
-    missing, extra = wanted - parts.keys(), parts.keys() - wanted - {TABLE}
-    if missing:
-        raise InputRefused(
-            "adapter-tensor-missing",
-            f"{', '.join(sorted(parts))} without {min(missing)}",
-            expected=f"{', '.join(sorted(wanted))}",
-            file=opened.file,
-            tensor=module,
-        )
-    if extra:
-        raise InputRefused(
-            "adapter-tensor-unused",
-            f"norm {config.norm!r} has no {min(extra)}",
-            file=opened.file,
-            tensor=parts[min(extra)],
-        )
-    for part, name in parts.items():
-        if part == GAMMA:
-            shape = gamma_shape(config.norm, counts[0])
-            require_shape(tensors, name, shape or (), "of the norm's factor")
-        else:
-            require_shape(tensors, name, counts, "[gout, gin]")
-        largest_magnitude(tensors, name)
-
-
-def _check_values(table: Table) -> bool:
-    """The folded table is finite, and the stored one, where there are both, equals it.
-
-    Gives whether the table is other than zero.
-    """
-    parts, opened = table.opened.parts[table.module], table.opened
-    folded = table.fold()
-    if not np.isfinite(folded).all():
-        raise InputRefused(
-            "value-overflow",
-            "the folded table leaves float32",
-            expected="values that fit float32",
-            file=opened.file,
-            tensor=table.module,
-        )
-    if G in parts and TABLE in parts:
-        stored = opened.tensors.float32(parts[TABLE])()
-        if np.abs(stored - folded).max() > 1e-5 * np.abs(folded).max():
-            raise InputRefused(
-                "adapter-invalid",
-                "the stored table is not what G, norm and scale give",
-                expected=f"{TABLE} folded from {G}, or one of them alone",
-                file=opened.file,
-                tensor=parts[TABLE],
-            )
-    return bool(np.any(folded))
 
 
 def _facts(config: PoolConfig, tables: Mapping[str, Table]) -> dict[str, Any]:

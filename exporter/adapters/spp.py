@@ -8,14 +8,13 @@ Format: docs/formats/spp.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from exporter.adapters.base import Adapter, BaseIdentity, Delta, KeptRows
+from exporter.adapters.base import Adapter, BaseIdentity
 from exporter.adapters.biases import check_biases
 from exporter.adapters.identity import base_facts
 from exporter.adapters.names import PREFIX, PeftName
@@ -30,10 +29,10 @@ from exporter.adapters.peft_files import (
 )
 from exporter.adapters.replacements import read_replacements
 from exporter.adapters.spp_config import ROWS, SppConfig, parse_spp_config
+from exporter.adapters.spp_delta import SppDelta
 from exporter.adapters.tensors import TensorFile, largest_magnitude
 from exporter.arch.model_spec import ModelSpec
 from exporter.errors import InputRefused
-from exporter.model import LowRank, RowReader
 from exporter.store.dtypes import F32
 from exporter.store.header import read_header
 
@@ -98,46 +97,6 @@ class SppFamily:
                 "zero_deltas": len(pairs) - nonzero,
             },
         )
-
-
-@dataclass(frozen=True)
-class SppDelta:
-    """`s * W . (rep(a) * c)`: row i takes row `16 i // out` of a. Zero where W is zero."""
-
-    shape: tuple[int, int]
-    a: Callable[[], F32]  # [16, in]
-    c: Callable[[], F32]  # [out, 1] or [1, out]
-    scale: float
-
-    def bind(self, base: RowReader, kept: KeptRows | None) -> Delta:
-        """On one weight; what the mask keeps plays no part, since W is zero outside."""
-        del kept
-        return _BoundSpp(self, base)
-
-
-@dataclass(frozen=True)
-class _BoundSpp:
-    own: SppDelta
-    base: RowReader
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.own.shape
-
-    def rows(self, r0: int, r1: int) -> F32:
-        """Rows `[r0:r1]`; elementwise, so the block size changes no bit."""
-        block = self.base(r0, r1)
-        a = self.own.a()
-        column = self.own.c().reshape(-1)[r0:r1] * np.float32(self.own.scale)
-        repeats = self.own.shape[0] // len(a)
-        for g in range(r0 // repeats, -(-r1 // repeats)):
-            lo, hi = max(g * repeats, r0) - r0, min((g + 1) * repeats, r1) - r0
-            block[lo:hi] *= a[g] * column[lo:hi, None]
-        return block
-
-    def low_rank(self) -> LowRank | None:
-        """None: a product with W has no factors."""
-        return None
 
 
 def _pairs(opened: PeftFolder) -> dict[str, dict[str, str]]:

@@ -10,7 +10,8 @@ from typing import ClassVar
 
 from exporter.adapters.pool_config import read_pool_config
 from exporter.adapters.pool_delta import MaskedPoolDelta, PoolDelta
-from exporter.adapters.pooling import TABLE, PoolingFamily, write_pooling
+from exporter.adapters.pool_table import TABLE
+from exporter.adapters.pooling import PoolingFamily, write_pooling
 from exporter.arch.model_spec import ModelSpec
 from exporter.convert.base import Source, impossible
 from exporter.store.dtypes import F32

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from exporter.adapters.difference import FullDelta
+from exporter.adapters.s2ft_order import write_order
 from exporter.errors import UsageError
 from exporter.merge.combined import CombinedDelta
 from exporter.merge.fuse import fuse
@@ -205,3 +206,19 @@ def test_a_pickle_is_refused(bases: dict[str, CheckedModel], tmp_path: Path):
     folder = tuned(base, tmp_path / "ft", {})
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     refused("pickle-refused", folder, base)
+
+
+def test_gpt2_whose_linears_lie_transposed(tmp_path: Path):
+    base = opened(save_tiny("gpt2", tmp_path / "base"))
+    folder = shutil.copytree(base.checkpoint.root, tmp_path / "ft")
+    file = folder / "model.safetensors"
+    name = next(n for n in load_file(file) if n.endswith("h.1.mlp.c_fc.weight"))
+    values = noise(load_file(file)[name])
+    save_file(load_file(file) | {name: values}, file, {"format": "pt"})
+    adapter = read(folder, base)
+    assert len(adapter.deltas) == 1 and not adapter.replacements
+    (module,) = adapter.deltas
+    found = merged(fuse(base, [(adapter, 1.0)]))[f"{module}.weight"]
+    assert (bits(found) == bits(values.T)).all()
+    write_order(folder, [{}] * base.spec.layers)
+    refused("adapter-unsupported", folder, base)

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from exporter.adapters.s2ft import Overlap, overlap, write_s2ft
+from exporter.adapters.s2ft import write_s2ft
 from exporter.adapters.s2ft_delta import ColumnsDelta, RowsDelta
+from exporter.adapters.s2ft_overlap import Overlap, overlap
 from exporter.errors import UsageError
 from exporter.merge.fuse import fuse
 from tests.adapters.forge import DIGEST, mend_json, targeted
