@@ -9,7 +9,7 @@ WORKERS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup runtime demo test test-fast check bench bench-memory bench-optimum bench-merge clean
+.PHONY: help setup runtime demo test test-fast check bench bench-memory bench-optimum bench-merge policies clean
 
 help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ bench: $(STAMP) runtime ## Time sparse against dense (SmolLM2 and 1.1 B) on Deep
 
 bench-memory: $(STAMP) ## Peak memory of lowering on models of 1, 2, 4 and 8 GB; needs 30 GB of disk
 	$(BIN)/python -m scripts.bench_memory
+
+policies: $(STAMP) ## Compare the merge policies for a LoRA on SmolLM2 at 70 %; build/policies/*
+	$(BIN)/python -m scripts.policies $(ARGS)
 
 bench-optimum: $(STAMP) ## Time and memory beside optimum-onnx 0.1.0 in an environment of its own
 	$(BIN)/python -m scripts.bench_optimum

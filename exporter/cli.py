@@ -12,6 +12,7 @@ from exporter import __version__
 from exporter.commands.convert import convert_command
 from exporter.commands.export import export_command
 from exporter.commands.inspect import inspect_command
+from exporter.commands.policies import policies_command
 from exporter.commands.targets import targets_app
 from exporter.commands.terminal import run_app
 from exporter.commands.verify import verify_command
@@ -42,6 +43,7 @@ app = typer.Typer(
 app.command("export")(export_command)
 app.command("inspect")(inspect_command)
 app.command("convert")(convert_command)
+app.command("policies")(policies_command)
 app.command("verify")(verify_command)
 app.add_typer(targets_app, name="targets")
 

@@ -98,5 +98,5 @@ sys.exit(f"loaded: {heavy}" if heavy else 0)
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     said = capsys.readouterr().out
-    for command in ("export", "inspect", "verify", "targets"):
+    for command in ("export", "inspect", "policies", "verify", "targets"):
         assert command in said
