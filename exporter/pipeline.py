@@ -18,6 +18,7 @@ from exporter.artefact import StagedArtefact, VerifiedArtefact
 from exporter.calibration.measure import measure_costs
 from exporter.calibration.observe import observe, read_windows
 from exporter.check.claims import check_claim
+from exporter.check.masks import linear_shapes
 from exporter.check.model import check_model
 from exporter.contract import Diagnostic, LowerPlan, Progress, Target
 from exporter.errors import InputRefused, UsageError
@@ -25,6 +26,7 @@ from exporter.inputs import read_adapters
 from exporter.listener import Listener, Silent, Stopwatch
 from exporter.manifests import describe_inputs, make_manifest
 from exporter.memory import peak_rss_bytes
+from exporter.merge.agree import name_the_odd_one
 from exporter.merge.fuse import fuse
 from exporter.merge.policies import require_calibration
 from exporter.model import CheckedModel, FusedModel
@@ -35,6 +37,7 @@ from exporter.report.inspect import InspectReport, report_of
 from exporter.request import ExportRequest
 from exporter.store.checkpoint import Checkpoint
 from exporter.store.folder import Staging, require_space, scratch, stage
+from exporter.store.masks import MasksFile
 from exporter.verify.run import verify_staged
 
 
@@ -77,7 +80,7 @@ def prepare(
     with watch.stage("read headers"):
         checkpoint = Checkpoint.open(request.model)
     with watch.stage("check"):
-        checked = check_model(checkpoint, masks=request.masks, progress=progress)
+        checked = _checked(request, checkpoint, progress)
         if request.expect is not None:
             check_claim(request.expect, checked.patterns.values())
     with watch.stage("read adapters"):
@@ -86,6 +89,21 @@ def prepare(
     diagnostics = tuple(target.inspect(model))
     _stop_on_refusal(request.target, diagnostics)
     return Prepared(request, target, model, adapters, diagnostics, target.plan(model), costs)
+
+
+def _checked(
+    request: ExportRequest, checkpoint: Checkpoint, progress: Progress | None
+) -> CheckedModel:
+    try:
+        return check_model(checkpoint, masks=request.masks, progress=progress)
+    except InputRefused as error:
+        if error.code != "mask-mismatch" or request.masks is None or not request.adapters:
+            raise
+        # Model and masks file disagree: the adapters may tell which of them is wrong.
+        model = check_model(checkpoint)
+        adapters = read_adapters(request, model.checkpoint, model.spec)
+        file = MasksFile.open(request.masks, linear_shapes(model.spec))
+        raise name_the_odd_one(error, model, file, [a for a, _ in adapters]) from error
 
 
 def export(request: ExportRequest, listener: Listener | None = None) -> Outcome:

@@ -16,6 +16,7 @@ from exporter.errors import InputRefused
 from exporter.model import CheckedModel
 from exporter.sparsity.agree import Difference, difference, masks_sha256
 from exporter.sparsity.mask import Mask
+from exporter.store.masks import MasksFile
 
 _ZEROS = "zeros"  # `MaskSource.origin` of masks read from the weights
 
@@ -47,6 +48,41 @@ def check_trained_under(checked: CheckedModel, adapter: Adapter) -> None:
             raise _differ(adapter, odd, file, with_zeros)
     if adapter.mask_sha256 is not None:
         _check_digests(adapter, adapter.mask_sha256, linears, own, zeros if file else None, file)
+
+
+def name_the_odd_one(
+    error: InputRefused, by_zeros: CheckedModel, file: MasksFile, adapters: Iterable[Adapter]
+) -> InputRefused:
+    """`error`, that a masks file prunes what the model has, with what adapters know of it.
+
+    Args:
+        error: `mask-mismatch` of `check_model`.
+        by_zeros: the model, checked without the file.
+        file: the masks file.
+        adapters: read for this base; one that has masks of its own tells.
+    """
+    linears = {li.module: li for li in by_zeros.spec.linears()}
+    for adapter in adapters:
+        if not adapter.masks or adapter.masks.keys() - linears.keys():
+            continue
+        name = file.stamp.name
+        if _compare(adapter.masks, lambda m: by_zeros.masks.mask(linears[m])) is None:
+            told = (
+                f"adapter {adapter.name} has the model's zeros as its mask: {name} is the odd one"
+            )
+        elif _compare(adapter.masks, file.mask) is None:
+            told = f"adapter {adapter.name} has the same mask as {name}, so the model is odd"
+        else:
+            told = f"the mask of adapter {adapter.name} is neither: all three differ"
+        return InputRefused(
+            error.code,
+            f"{error.found}; {told}",
+            expected=error.expected,
+            file=error.file,
+            tensor=error.tensor,
+            hint=error.hint,
+        )
+    return error
 
 
 def _check_known(adapter: Adapter, linears: Mapping[str, Linear]) -> None:

@@ -17,10 +17,14 @@ from exporter.adapters.load import load_adapter
 from exporter.adapters.losa import write_losa
 from exporter.check.model import check_model
 from exporter.errors import InputRefused
+from exporter.listener import Silent, Stopwatch
 from exporter.merge.fuse import fuse
 from exporter.model import CheckedModel
+from exporter.pipeline import prepare
+from exporter.request import AdapterRequest, ExportRequest
 from exporter.sparsity.agree import Difference, difference, masks_sha256
 from exporter.sparsity.mask import Mask
+from exporter.store.checkpoint import Checkpoint
 from tests.adapters.forge import mend_json, simple_lora
 from tests.check.folder import LINEARS, Array, tensors, write_masks_file, write_model
 from tests.sparsity.patterns import PATTERNS
@@ -157,6 +161,49 @@ def test_a_masks_file_that_explains_zeros_on_kept_positions(tmp_path: Path) -> N
     assert error.hint and "--masks" in error.hint
     checked = base(tmp_path, masks, kept)
     fuse(checked, [(bundle(tmp_path, checked, kept), 1.0)])
+
+
+def exported(folder: Path, base_masks: Masks, file: Masks, own: Masks) -> InputRefused:
+    """The error of an export of a model, a masks file that contradicts it, and a bundle."""
+    with pytest.raises(InputRefused):
+        base(folder, base_masks, file)
+    checked = check_model(Checkpoint.open(folder / "base"))
+    bundle(folder, checked, own)
+    mend_json(folder / "losa" / "losa_config.json", base_sha256=checked.checkpoint.identity())
+    with pytest.raises(InputRefused) as caught:
+        prepare(
+            ExportRequest(
+                folder / "base",
+                "onnxruntime",
+                folder / "out",
+                adapters=(AdapterRequest(folder / "losa"),),
+                masks=folder / "masks.safetensors",
+            ),
+            Stopwatch(Silent()),
+            None,
+        )
+    assert (caught.value.code, caught.value.tensor) == ("mask-mismatch", f"{Q}.weight")
+    assert "1 of the" in caught.value.found
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        (lambda m: m, "has the model's zeros as its mask, so masks.safetensors is odd"),
+        (
+            lambda m: flipped(m, Q, kept=False),
+            "has the same mask as masks.safetensors, so the model is odd",
+        ),
+        (lambda m: flipped(m, V, kept=False), "is neither: all three differ"),
+    ],
+)
+def test_a_file_that_prunes_what_the_model_has(
+    own: Callable[[Masks], Masks], words: str, tmp_path: Path
+) -> None:
+    masks = masks_of("unstructured 50%")
+    error = exported(tmp_path, masks, flipped(masks, Q, kept=False), own(masks))
+    assert words in error.found
 
 
 # --- digests only ----------------------------------------------------------------------------
