@@ -27,6 +27,7 @@ class Kind:
 KINDS = {
     "llama2": Kind(tied=False, base={"bias": True}),
     "qwen2": Kind(tied=True),
+    "gpt2": Kind(tied=True, pair=("c_attn", "c_fc"), down="c_proj", embedding="wte", norm="ln_f"),
 }
 
 
@@ -96,12 +97,9 @@ def rows_of(kind: Kind) -> dict[str, dict[str, Any]]:
         | apart,
         "same tokens of both ends": pair
         | {"trainable_token_indices": {kind.embedding: [7, 4], "lm_head": [7, 4]}},
-        "parameters": {"target_modules": [], "target_parameters": [f"{one}.weight"]},
-        "parameters and modules": {
-            "target_modules": [one],
-            "target_parameters": [f"{two}.weight"],
-            "rank_pattern": {f"{two}.weight": 3},
-            "alpha_pattern": {two: 50, f"{two}.weight": 8},
+        "parameters": {
+            "target_modules": [],
+            "target_parameters": [f"{one}.weight", f"{kind.down}.weight"],
         },
         "both ends as parameters": {
             "target_modules": [],
@@ -111,26 +109,40 @@ def rows_of(kind: Kind) -> dict[str, dict[str, Any]]:
     }
 
 
-# Rows of a tied base alone: two ends that PEFT trains as one.
-TIED_ROWS: dict[str, dict[str, Any]] = {
-    "both ends, tied": {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
-    "head, tied": {"target_modules": ["q_proj", "lm_head"], "ensure_weight_tying": True},
-    "both ends, tied, by an expression": {
-        "target_modules": r".*(q_proj|lm_head)",
-        "ensure_weight_tying": True,
+# Rows that not every kind can have: PEFT takes no parameters beside Conv1D modules, and two ends
+# that it trains as one are those of a tied base.
+OTHER_ROWS: dict[str, dict[str, dict[str, Any]]] = {
+    "llama2": {
+        "parameters and modules": {
+            "target_modules": ["q_proj"],
+            "target_parameters": ["v_proj.weight"],
+            "rank_pattern": {"v_proj.weight": 3},
+            "alpha_pattern": {"v_proj": 50, "v_proj.weight": 8},
+        },
     },
-    # The norms differ, of columns and of rows, so even equal factors untie the ends.
-    "dora, both ends, tied": {
-        "target_modules": ["q_proj", "lm_head"],
-        "ensure_weight_tying": True,
-        "use_dora": True,
-        "tied": False,
+    "qwen2": {
+        "both ends, tied": {
+            "target_modules": ["q_proj", "embed_tokens"],
+            "ensure_weight_tying": True,
+        },
+        "head, tied": {"target_modules": ["q_proj", "lm_head"], "ensure_weight_tying": True},
+        "both ends, tied, by an expression": {
+            "target_modules": r".*(q_proj|lm_head)",
+            "ensure_weight_tying": True,
+        },
+        # The norms differ, of columns and of rows, so even equal factors untie the ends.
+        "dora, both ends, tied": {
+            "target_modules": ["q_proj", "lm_head"],
+            "ensure_weight_tying": True,
+            "use_dora": True,
+            "tied": False,
+        },
     },
 }
 
 ROWS = [
     *((name, row, rows_of(kind)[row]) for name, kind in KINDS.items() for row in rows_of(kind)),
-    *(("qwen2", row, options) for row, options in TIED_ROWS.items()),
+    *((name, row, rows[row]) for name, rows in OTHER_ROWS.items() for row in rows),
 ]
 
 
