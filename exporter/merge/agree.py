@@ -67,11 +67,9 @@ def name_the_odd_one(
             continue
         name = file.stamp.name
         if _compare(adapter.masks, lambda m: by_zeros.masks.mask(linears[m])) is None:
-            told = (
-                f"adapter {adapter.name} has the model's zeros as its mask: {name} is the odd one"
-            )
+            told = f"adapter {adapter.name} masks as the model's zeros do, so {name} is the odd one"
         elif _compare(adapter.masks, file.mask) is None:
-            told = f"adapter {adapter.name} has the same mask as {name}, so the model is odd"
+            told = f"adapter {adapter.name} masks as {name} does, so the model is the odd one"
         else:
             told = f"the mask of adapter {adapter.name} is neither: all three differ"
         return InputRefused(

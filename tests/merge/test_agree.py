@@ -190,10 +190,10 @@ def exported(folder: Path, base_masks: Masks, file: Masks, own: Masks) -> InputR
 @pytest.mark.parametrize(
     ("own", "words"),
     [
-        (lambda m: m, "has the model's zeros as its mask, so masks.safetensors is odd"),
+        (lambda m: m, "so masks.safetensors is the odd one"),
         (
             lambda m: flipped(m, Q, kept=False),
-            "has the same mask as masks.safetensors, so the model is odd",
+            "masks as masks.safetensors does, so the model is the odd one",
         ),
         (lambda m: flipped(m, V, kept=False), "is neither: all three differ"),
     ],
