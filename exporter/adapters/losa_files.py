@@ -160,7 +160,7 @@ def open_masks(
         raise InputRefused(
             "adapter-invalid",
             "the bundle's mask file is not there: without it the merge would be dense",
-            expected=f"{name}, as {LOSA_CONFIG} names it",
+            expected=f"{name}, as the config names it",
             file=label(folder, name),
         )
     held = {n.removesuffix(SUFFIX) for n in read_header(path).entries}

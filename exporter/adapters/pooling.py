@@ -101,7 +101,7 @@ def _deltas(tables: Mapping[str, Table], config: PoolConfig) -> dict[str, Delta 
 
 def _facts(config: PoolConfig, tables: Mapping[str, Table]) -> dict[str, Any]:
     return {
-        "sizes": sorted({t.counts for t in tables.values()}),
+        "sizes": [list(c) for c in sorted({t.counts for t in tables.values()})],
         "pool": config.pool,
         "grouping": config.grouping,
         "norm": config.norm,
