@@ -12,109 +12,22 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
-from pydantic import Field, field_validator
 
+from exporter.adapters.adalora_config import DIAGONAL, IGNORED, OPTIONS, AdaLoraConfig
 from exporter.adapters.base import Adapter, BaseIdentity
 from exporter.adapters.lowrank import LowRankDelta
-from exporter.adapters.options import COMMON_HARMLESS, OptionTable
-from exporter.adapters.peft_config import PeftConfig
 from exporter.adapters.peft_files import peft_type
 from exporter.adapters.tensors import largest_magnitude
-from exporter.adapters.tuner import (
-    Built,
-    Opened,
-    Tuner,
-    check_fits,
-    check_rank,
-    check_shape,
-    finish,
-    open_tuner,
-    require_parts,
-)
+from exporter.adapters.tuner import Built, Opened, Tuner, finish, open_tuner
+from exporter.adapters.tuner_checks import check_fits, check_rank, check_shape, require_parts
 from exporter.adapters.tuner_files import write_tuner
 from exporter.arch.model_spec import ModelSpec
 from exporter.errors import InputRefused
 from exporter.store.dtypes import F32
 
-_A, _B, _E = "lora_A", "lora_B", "lora_E"
-_EPSILON = 1e-5  # added to the rank in peft's layer
+_A, _B, _E = "lora_A", "lora_B", DIAGONAL
 
-# Fields that AdaLoRA inherits from LoRA and never looks at, and which say something else there.
-_IGNORED = ("use_rslora", "alpha_pattern", "lora_bias", "fan_in_fan_out")
-
-
-_NOT_HERE = (
-    "alora_invocation_tokens",
-    "arrow_config",
-    "corda_config",
-    "eva_config",
-    "kasa_config",
-    "loftq_config",
-    "lora_ga_config",
-    "megatron_config",
-    "monteclora_config",
-    "use_bdlora",
-    "use_dora",
-    "use_qalora",
-    "velora_config",
-)
-
-
-class AdaLoraConfig(PeftConfig):
-    """The fields that decide what an AdaLoRA adds; defaults are PEFT's."""
-
-    init_r: int = 12
-    lora_alpha: int | float = 8
-    rank_pattern: dict[str, list[bool]] = Field(default_factory=dict)
-
-    @field_validator("rank_pattern", mode="before")
-    @classmethod
-    def _null_is_empty_map(cls, value: Any) -> Any:
-        return {} if value is None else value
-
-    def rank(self, module: str) -> int:
-        """Rows of A in the file: what the budget has left of `init_r`."""
-        left = self.rank_pattern.get(f"{module}.{_E}")
-        return self.init_r if left is None else sum(left)
-
-    def scale(self, module: str) -> float:
-        """`alpha / (init_r + 1e-5)`; PEFT divides by the rank before pruning."""
-        alpha = self.lora_alpha if self.lora_alpha > 0 else self.rank(module)
-        return alpha / (self.init_r + _EPSILON)
-
-
-TUNER = Tuner(
-    family="adalora",
-    mark="lora_",
-    config=AdaLoraConfig,
-    options=OptionTable(
-        read=frozenset(AdaLoraConfig.model_fields),
-        harmless=COMMON_HARMLESS
-        | set(_IGNORED)
-        | {
-            "beta1",
-            "beta2",
-            "deltaT",
-            "init_lora_weights",  # AdaLoRA knows its own initialisation only
-            "lora_dropout",
-            "megatron_core",
-            "orth_reg_weight",
-            "qalora_group_size",
-            "r",  # init_r counts
-            "runtime_config",
-            "target_r",
-            "tfinal",
-            "tinit",
-            "total_step",
-        },
-        refused=dict.fromkeys(_NOT_HERE, "AdaLoRA has no such variant in PEFT")
-        | {
-            "layer_replication": "it repeats layers of the base",
-            "target_parameters": "it adapts fused expert parameters, not linears",
-            "trainable_token_indices": "it replaces single rows of the embedding",
-        },
-    ),
-)
+TUNER = Tuner(family="adalora", mark="lora_", config=AdaLoraConfig, options=OPTIONS)
 
 
 class AdaloraFamily:
@@ -137,7 +50,7 @@ class AdaloraFamily:
         _check_pattern(opened)
         built = {module: _build(opened, module) for module in opened.parts}
         raw = opened.folder.config
-        ignored = [name for name in _IGNORED if raw.get(name)]
+        ignored = [name for name in IGNORED if raw.get(name)]
         config = opened.config
         facts = {
             "ranks": sorted({config.rank(m) for m in built}),

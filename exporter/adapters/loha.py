@@ -20,16 +20,8 @@ from exporter.adapters.lycoris import HARMLESS, NOT_HERE, LycorisConfig
 from exporter.adapters.options import OptionTable
 from exporter.adapters.peft_files import peft_type
 from exporter.adapters.tensors import largest_magnitude
-from exporter.adapters.tuner import (
-    Built,
-    Opened,
-    Tuner,
-    check_fits,
-    check_shape,
-    finish,
-    open_tuner,
-    require_parts,
-)
+from exporter.adapters.tuner import Built, Opened, Tuner, finish, open_tuner
+from exporter.adapters.tuner_checks import check_fits, check_shape, require_parts
 from exporter.adapters.tuner_files import write_tuner
 from exporter.arch.model_spec import ModelSpec
 from exporter.model import LowRank

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from exporter.adapters.options import COMMON_HARMLESS
 from exporter.adapters.patterns import pattern_key
 from exporter.adapters.peft_config import PeftConfig
-from exporter.adapters.tuner import check_rank
+from exporter.adapters.tuner_checks import check_rank
 
 # Fields of both configs that change training only.
 HARMLESS = COMMON_HARMLESS | {

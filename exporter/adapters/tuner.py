@@ -21,9 +21,7 @@ from exporter.adapters.peft_files import PeftFolder, open_peft, validated
 from exporter.adapters.replacements import read_replacements
 from exporter.arch.model_spec import ModelSpec
 from exporter.errors import InputRefused
-from exporter.limits import LIMITS
 
-_FLOAT32_MAX = 3.4e38
 ConfigT = TypeVar("ConfigT", bound=PeftConfig)
 
 
@@ -147,8 +145,7 @@ def finish(
     folder, config = opened.folder, opened.config
     replaced = read_replacements(folder.names, config, opened.spec, folder.tensors)
     check_biases(replaced.items, opened.parts, config, opened.spec, opened.file)
-    moving = sum(b.moves for b in built.values())
-    if not moving and not replaced.items:
+    if not replaced.items and not any(b.moves for b in built.values()):
         what = f"the delta of all {len(built)} modules is zero" if built else "there is no tensor"
         raise InputRefused("adapter-empty", what, expected="a trained adapter", file=opened.file)
     added = [a for b in built.values() for a in b.added]
@@ -161,95 +158,19 @@ def finish(
         masked=masked,
         unties=replaced.unties,
         tensors_used=replaced.tensors + parts + shared,
-        facts={
-            **base_facts(
-                config.base_model_name_or_path, config.base_sha256, base, folder.config_file
-            ),
-            "zero_deltas": len(built) - moving,
-            "modules_to_save": sorted(config.modules_to_save),
-            "bias": config.bias,
-            "warnings": [],
-            **(facts or {}),
-        },
+        facts={**_facts(opened, built, base), **(facts or {})},
     )
 
 
-def require_parts(opened: Opened[ConfigT], module: str, *wanted: str) -> list[str]:
-    """Tensor names of exactly the parts `wanted`, in their order.
-
-    Raises:
-        InputRefused: `adapter-tensor-missing`, `adapter-tensor-unused`.
-    """
-    own = opened.parts[module]
-    for part in wanted:
-        if part not in own:
-            raise InputRefused(
-                "adapter-tensor-missing",
-                f"{', '.join(sorted(own))} without {part}",
-                expected=", ".join(wanted),
-                file=opened.file,
-                tensor=module,
-            )
-    for part, tensor in own.items():
-        if part not in wanted:
-            raise InputRefused(
-                "adapter-tensor-unused",
-                f"no tensor {part} belongs here",
-                expected=", ".join(wanted),
-                file=opened.file,
-                tensor=tensor,
-            )
-    return [own[part] for part in wanted]
-
-
-def check_shape(opened: Opened[ConfigT], tensor: str, want: tuple[int, ...], axes: str) -> None:
-    """The tensor has the shape that base and config ask for.
-
-    Raises:
-        InputRefused: `adapter-shape`.
-    """
-    found = opened.folder.tensors.entries[tensor].shape
-    if found != want:
-        raise InputRefused(
-            "adapter-shape",
-            f"shape {list(found)}",
-            expected=f"{list(want)} {axes}, by the base and the config",
-            file=opened.file,
-            tensor=tensor,
-        )
-
-
-def check_fits(opened: Opened[ConfigT], module: str, top: float) -> None:
-    """`top`, the largest magnitude that a delta may reach, is a float32.
-
-    Raises:
-        InputRefused: `value-overflow`.
-    """
-    if top > _FLOAT32_MAX:
-        raise InputRefused(
-            "value-overflow",
-            f"the delta may reach {top:.3g}",
-            expected="values that fit float32",
-            file=opened.file,
-            tensor=module,
-            hint="Check the scale and the factors: training has diverged.",
-        )
-
-
-def check_rank(rank: int, file: str, least: int = 1) -> None:
-    """A rank of the config is within bounds.
-
-    Raises:
-        InputRefused: `adapter-invalid`, `limit-exceeded`.
-    """
-    if rank < least:
-        raise InputRefused(
-            "adapter-invalid", f"a rank of {rank}", expected=f"{least} or more", file=file
-        )
-    if rank > LIMITS.lora_rank:
-        raise InputRefused(
-            "limit-exceeded",
-            f"a rank of {rank}",
-            expected=f"at most {LIMITS.lora_rank}",
-            file=file,
-        )
+def _facts(
+    opened: Opened[ConfigT], built: Mapping[str, Built], base: BaseIdentity
+) -> dict[str, Any]:
+    config = opened.config
+    named, digest = config.base_model_name_or_path, config.base_sha256
+    return {
+        **base_facts(named, digest, base, opened.folder.config_file),
+        "zero_deltas": sum(not b.moves for b in built.values()),
+        "modules_to_save": sorted(config.modules_to_save),
+        "bias": config.bias,
+        "warnings": [],
+    }

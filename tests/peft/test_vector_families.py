@@ -147,3 +147,16 @@ def test_rows(case: Case):
     fused = case.fused()
     assert_forward_alike(case, fused)
     assert_weights_alike(case, fused)
+
+
+def test_what_adalora_ignores_is_told(tmp_path: Path):
+    config, _ = rows_of("llama2")["adalora ignores"]
+    adapter = build("llama2", tmp_path, config).load()
+    told = " ".join(adapter.facts["warnings"])
+    assert all(name in told for name in ("use_rslora", "alpha_pattern", "lora_bias"))
+
+
+def test_a_redrawn_projection_is_told(tmp_path: Path):
+    config, _ = rows_of("llama2")["vera redrawn"]
+    adapter = build("llama2", tmp_path, config).load()
+    assert any("projection_prng_key" in text for text in adapter.facts["warnings"])
