@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from exporter.adapters.base import Adapter
+from exporter.adapters.ia3 import write_ia3
 from exporter.adapters.lokr import kronecker_shapes
 from exporter.errors import UsageError
 from exporter.merge.fuse import fuse
@@ -134,6 +135,18 @@ def assert_merged(base: CheckedModel, adapter: Adapter, slow: Any, policy: str |
         if not kept_all:
             zeros = found[weight == 0]
             assert not zeros.any() and not np.signbit(zeros).any()
+
+
+def test_ia3_is_one_product_for_factors_near_one(tmp_path: Path):
+    """No bit is lost by going through a delta (Sterbenz)."""
+    base = make_model(0.5, **WIDE)
+    module, (out, _) = MODULES[1], shapes_of(base)[MODULES[1]]
+    factors = np.random.default_rng(1).uniform(0.5, 2.0, out).astype(np.float32)
+    write_ia3(tmp_path, {module: factors}, {})
+    fused = fuse(base, [(read(tmp_path, cast(Any, base.spec)), 1.0)])
+    weight = tensors_of(base)[f"{module}.weight"]
+    found = fused.tensors[f"{module}.weight"].rows(0, out)
+    np.testing.assert_array_equal(found, weight * factors[:, None])
 
 
 def test_ia3_scales_biases_by_its_weight(tmp_path: Path):
