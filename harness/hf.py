@@ -6,28 +6,9 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
-from exporter.errors import InputRefused
+from backends.calibration.tokens import load_tokenizer
 
-
-def load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer.
-
-    Raises:
-        InputRefused: `input-missing` where transformers cannot make one of the files.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return cast(Any, AutoTokenizer).from_pretrained(
-            os.fspath(folder), local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise InputRefused(
-            "input-missing",
-            f"no usable tokenizer: {error}",
-            expected="tokenizer.json as save_pretrained writes it",
-            file=folder.name,
-        ) from error
+__all__ = ["load_float32", "load_tokenizer"]
 
 
 def load_float32(folder: Path) -> Any:

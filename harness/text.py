@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.calibration.source import read_text
 from exporter.errors import InputRefused
 
 BUILTIN = "builtin"
@@ -31,31 +32,7 @@ def load_text(source: str) -> str:
         from pydoc_data.topics import topics
 
         return "\n\n".join(topics[name] for name in sorted(topics))
-    path = Path(source)
-    if not path.is_file():
-        raise InputRefused(
-            "input-missing", "no such text file", expected='a UTF-8 text, or "builtin"', file=source
-        )
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise InputRefused(
-            "limit-exceeded",
-            f"{size} bytes",
-            expected=f"a text of at most {MAX_BYTES} bytes",
-            file=source,
-            hint="Give a part of it.",
-        )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputRefused(
-            "data-invalid", f"not UTF-8 at byte {error.start}", expected="UTF-8 text", file=source
-        ) from error
-    except OSError as error:
-        raise InputRefused("input-unreadable", str(error), file=source) from error
-    if not text.strip():
-        raise InputRefused("data-invalid", "the text is empty", expected="text", file=source)
-    return text
+    return read_text(Path(source), MAX_BYTES)
 
 
 def windows(tokenizer: Any, source: str, length: int) -> Tokens:

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import cast
 
 import numpy as np
 import torch
 from torch import nn
 
+from backends.calibration.blocks import BlockStream
 from exporter.contract import Progress
+from exporter.merge.fuse import fuse
 from exporter.model import CheckedModel
 from exporter.sparsity.mask import Mask
-from harness.prune.blocks import BlockStream
 from harness.prune.select import Bools, keep
 from harness.prune.sparsity import Sparsity
 from harness.text import Tokens
@@ -38,20 +40,22 @@ def wanda_masks(
         tokens: calibration windows `[n, length]`.
         progress: told after each block.
     """
-    stream = BlockStream(model, tokens)
+    stream = BlockStream(fuse(model, []), tokens)
     linears = model.spec.linears()
     for index in range(model.spec.layers):
         stream.load(index)
         modules = {
-            linear.module: stream.module(index, linear.module)
+            linear.module: cast(nn.Linear, stream.module(linear.module))
             for linear in linears
             if linear.layer == index
         }
-        norms = _input_norms(modules, lambda at=index: stream.run(at, advance=False))
+        norms = _input_norms(
+            modules, lambda at=index: stream.run(at, 0, len(tokens), advance=False)
+        )
         for name, module in modules.items():
             kept = _prune(module, norms[name], sparsity)
             yield name, Mask.from_bool(kept)
-        stream.run(index, advance=True)
+        stream.run(index, 0, len(tokens), advance=True)
         stream.drop(index)
         if progress is not None:
             progress(f"block {index + 1}", index + 1, model.spec.layers)
