@@ -7,7 +7,7 @@ they are not, the error counts, names the first module, and says which of them i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from exporter.adapters.base import Adapter
 from exporter.arch.model_spec import Linear
@@ -108,21 +108,16 @@ class _Odd:
 
 
 def _compare(trained: Mapping[str, Mask], other: Masks) -> _Odd | None:
-    found: list[tuple[str, Difference, int]] = []
-    modules, wider = 0, False
+    odd: _Odd | None = None
     for module in trained:
         theirs = other(module)
         differs = difference(theirs, trained[module])
         if differs is None:
             continue
-        modules += 1
-        wider = wider or differs.only_left > 0
-        if not found:
-            found.append((module, differs, theirs.kept))
-    if not found:
-        return None
-    (module, first, kept), *_ = found
-    return _Odd(modules, len(trained), module, first, kept, wider)
+        if odd is None:
+            odd = _Odd(0, len(trained), module, differs, theirs.kept, wider=False)
+        odd = replace(odd, modules=odd.modules + 1, wider=odd.wider or differs.only_left > 0)
+    return odd
 
 
 def _differ(adapter: Adapter, odd: _Odd, file: str | None, with_zeros: _Odd | None) -> InputRefused:
