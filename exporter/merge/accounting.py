@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from exporter.adapters.base import Adapter
+from exporter.adapters.s2ft_overlap import overlap
 from exporter.model import FusedModel
 
 
@@ -24,6 +25,7 @@ class Accounting:
     added_to: int  # biases added to
     elements_changed: int  # whose delta is not zero and was not dropped
     elements_vanished: int | None  # of these, as before after rounding to the stored type
+    overlaps: Mapping[str, Mapping[str, Any]]  # module -> how several S2FT adapters meet there
 
 
 def account(
@@ -47,4 +49,5 @@ def account(
         added_to=len(model.record["added_to"]),
         elements_changed=sum(f["changed"] for f in figures.values()),
         elements_vanished=None if None in vanished else sum(vanished),
+        overlaps={m: asdict(o) for m, o in overlap([a for a, _ in adapters]).items()},
     )

@@ -53,6 +53,15 @@ class AdapterPart(_Frozen):
     facts: Mapping[str, Any]
 
 
+class OverlapPart(_Frozen):
+    """Where the index sets of several S2FT adapters meet; `exporter.adapters.s2ft_overlap`."""
+
+    kinds: tuple[Literal["rows", "cols"], ...]
+    sizes: tuple[int, ...]
+    shared: int
+    elements: int
+
+
 class AccountingPart(_Frozen):
     """What became of the adapters; see `exporter.merge.accounting.Accounting`."""
 
@@ -66,6 +75,7 @@ class AccountingPart(_Frozen):
     added_to: int
     elements_changed: int
     elements_vanished: int | None
+    overlaps: Mapping[str, OverlapPart]
 
     def lines(self) -> tuple[str, ...]:
         """What a person reads."""
@@ -80,6 +90,13 @@ class AccountingPart(_Frozen):
             lines.append(
                 f"{self.elements_vanished:,} of {self.elements_changed:,} changes vanished in "
                 f"rounding ({share:.2%})"
+            )
+        if self.overlaps:
+            shared = sum(o.shared for o in self.overlaps.values())
+            both = sum(o.elements for o in self.overlaps.values())
+            lines.append(
+                f"S2FT adapters meet on {len(self.overlaps)} linears: {shared:,} rows or columns "
+                f"chosen more than once, {both:,} elements changed by more than one"
             )
         return tuple(lines)
 

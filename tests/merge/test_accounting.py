@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pytest
 
+from exporter.adapters.base import Adapter
 from exporter.adapters.load import load_adapter
 from exporter.adapters.lowrank import LowRankDelta
+from exporter.adapters.s2ft import write_s2ft
 from exporter.errors import InputRefused
 from exporter.merge.accounting import account
 from exporter.merge.fuse import fuse
 from exporter.merge.measure import measure
+from exporter.report.export import AccountingPart
 from exporter.store.dtypes import DType
 from exporter.store.writer import write_safetensors
 from tests.adapters.forge import BASE, simple_lora, spec_of
@@ -68,3 +71,19 @@ def test_tensors_are_counted_apart_from_the_family(tmp_path: Path):
     with pytest.raises(InputRefused, match=f"{given} of {given + 1} tensors") as caught:
         load_adapter(folder, spec, BASE)
     assert caught.value.code == "adapter-tensor-unused"
+
+
+def test_s2ft_adapters_that_meet_are_told(tmp_path: Path):
+    checked = make_model(0.0)
+    spec = checked.spec
+    width = {li.module: li.in_features for li in spec.linears()}[DOWN1]
+    adapters: list[tuple[Adapter, float]] = []
+    for name, index in (("a", [1, 5]), ("b", [5, 7, width - 1])):
+        values = np.ones((spec.hidden, len(index)), np.float32)
+        write_s2ft(tmp_path / name, {DOWN1: ("cols", index, values)})
+        adapters.append((load_adapter(tmp_path / name, spec, BASE), 0.5))
+    fused = fuse(checked, adapters)
+    books = AccountingPart(**asdict(account(fused, adapters, measure(fused))))
+    assert books.overlaps[DOWN1].shared == 1
+    assert books.overlaps[DOWN1].elements == spec.hidden
+    assert "1 rows or columns" in books.lines()[-1]
