@@ -160,6 +160,7 @@ def build_delta(
         InputRefused: `adapter-shape`, `value-not-finite`, `value-overflow`, `dtype-unsupported`.
     """
     out, width = shape
+    _not_swapped(factors, shape, rank, tensors)
     turned = factors.turned
     _check_shape(tensors, factors.a, (width, rank) if turned else (rank, width), "A")
     _check_shape(tensors, factors.b, (rank, out) if turned else (out, rank), "B")
@@ -181,6 +182,21 @@ def build_delta(
             hint="Check alpha and the factors: training has diverged.",
         )
     return delta, top > 0.0
+
+
+def _not_swapped(factors: Factors, shape: tuple[int, int], rank: int, tensors: TensorFile) -> None:
+    found = tensors.entries[factors.a].shape, tensors.entries[factors.b].shape
+    swapped, right = ((shape[0], rank), (rank, shape[1])), ((rank, shape[1]), (shape[0], rank))
+    if found == swapped != right and not factors.turned:
+        raise InputRefused(
+            "adapter-shape",
+            f"shape {list(found[0])}: A and B are swapped, as LoRS's code names them",
+            expected=f"{list(right[0])} for A, by the base and the config's rank",
+            file=tensors.label,
+            tensor=factors.a,
+            hint="If it was trained under the base's zeros, set sparse_adapter to true in "
+            "adapter_config.json; else swap the names.",
+        )
 
 
 def _reader(tensors: TensorFile, name: str, turned: bool) -> Callable[[], F32]:

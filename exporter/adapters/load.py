@@ -21,6 +21,7 @@ from exporter.adapters.pooling import PoolingFamily
 from exporter.adapters.s2ft import S2ftFamily
 from exporter.adapters.s2ft_permuted import S2ftPermutedFamily
 from exporter.adapters.shira import ShiraFamily
+from exporter.adapters.sora import SoraFamily
 from exporter.adapters.spp import SppFamily
 from exporter.adapters.vera import VeraFamily
 from exporter.arch.model_spec import ModelSpec
@@ -41,6 +42,7 @@ FAMILIES: tuple[AdapterFamily, ...] = (
     Ia3Family(),
     VeraFamily(),
     ShiraFamily(),
+    SoraFamily(),
     LnTuningFamily(),
     FullFamily(),
 )

@@ -27,6 +27,7 @@ from exporter.adapters.factors import (
 from exporter.adapters.identity import base_facts
 from exporter.adapters.lora_config import LoraConfig, parse_lora_config
 from exporter.adapters.lora_targets import Targeted, by_parameter, lora_shapes, settle
+from exporter.adapters.lowrank import LowRankDelta
 from exporter.adapters.peft_files import PeftFolder, open_peft, peft_type
 from exporter.adapters.replacements import EMBEDDING, Replaced, read_replacements
 from exporter.adapters.sparse_peft import SparsePeftDelta, by_lors_names, refuse_elastic
@@ -131,13 +132,26 @@ def _deltas(
             opened.folder.tensors,
         )
         if opened.config.sparse_adapter:
-            deltas[module] = SparsePeftDelta(plain)
+            deltas[module] = _sparse(plain, pair, opened)
         elif opened.config.use_dora or pair.magnitude is not None:
             deltas[module], moves = dora_delta(plain, pair, opened.config, opened.folder), True
         else:
             deltas[module] = plain
         nonzero += moves
     return deltas, nonzero
+
+
+def _sparse(plain: LowRankDelta, pair: Factors, opened: _Opened) -> SparsePeftDelta:
+    if pair.embedding or pair.magnitude is not None:
+        raise InputRefused(
+            "adapter-option",
+            "sparse_adapter, and factors of an embedding or a magnitude vector: SQFT masks "
+            "plain factors of linears",
+            expected="lora_A and lora_B of linears",
+            file=opened.file,
+            tensor=pair.module,
+        )
+    return SparsePeftDelta(plain)
 
 
 def _replacements(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
@@ -121,7 +122,8 @@ def write_peft(
         InputRefused: `output-failed`, also where one of the files is there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / WEIGHTS, tensors, {"format": "pt"})
+    plain = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
+    write_safetensors(folder / WEIGHTS, plain, {"format": "pt"})
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     with RawWriter(folder / CONFIG) as file:
         file.write(text.encode())

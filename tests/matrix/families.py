@@ -23,6 +23,7 @@ from exporter.adapters.losa import write_losa
 from exporter.adapters.pooling import write_pooling
 from exporter.adapters.s2ft import write_s2ft
 from exporter.adapters.shira import write_shira
+from exporter.adapters.sora import write_sora
 from exporter.adapters.spp import write_spp
 from exporter.adapters.vera import write_vera
 from exporter.check.model import check_model
@@ -195,6 +196,12 @@ def dora(folder: Path, world: World, rng: np.random.Generator) -> None:
     write_lora(folder, tensors, r=RANK, target_modules=NAMES, use_dora=True)
 
 
+def sora(folder: Path, world: World, rng: np.random.Generator) -> None:
+    gate = np.array([0.5, 0, -2], np.float32)
+    factors = {m: (a, b, gate) for m, (a, b) in pairs(rng).items()}
+    write_sora(folder, factors, alpha=4.0, r=RANK)
+
+
 def adalora(folder: Path, world: World, rng: np.random.Generator) -> None:
     triplets = {m: (a, normal(rng, RANK), b) for m, (a, b) in pairs(rng).items()}
     write_adalora(folder, triplets, init_r=RANK, alpha=6.0)
@@ -287,6 +294,7 @@ DENSE: dict[str, Make] = {
     "LoRA": lora,
     "rsLoRA": rslora,
     "DoRA": dora,
+    "SoRA": sora,
     "AdaLoRA": adalora,
     "LoHa": loha,
     "LoKr": lokr,
@@ -298,4 +306,4 @@ DENSE: dict[str, Make] = {
 }
 FAMILIES = EXACT | DENSE
 # Of the dense ones: those whose delta is one product of two factors, so that a branch computes it.
-BRANCHES = ("LoRA", "rsLoRA")
+BRANCHES = ("LoRA", "rsLoRA", "SoRA")
