@@ -100,7 +100,8 @@ def _parse_options(cls: type[Any], name: str, options: Mapping[str, str]) -> dic
 
 
 def _convert(name: str, key: str, text: str, hint: Any) -> Any:
-    kinds = get_args(hint) or (hint,)
+    parts = get_args(hint) or (hint,)
+    kinds = [kind for part in parts for kind in (get_args(part) or (part,))]  # Literal | None
     literals = [k for k in kinds if isinstance(k, str)]
     try:
         if literals:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from backends.reference.session import TorchReference
@@ -18,6 +19,17 @@ from exporter.contract import Facts, Generation
 from exporter.errors import EngineUnfit, SparseExportError, UsageError
 from exporter.store.dtypes import F32
 from exporter.store.jsonio import read_json
+
+# What transformers lets through from a folder that is broken; it has no error of its own.
+_LOAD_ERRORS: tuple[type[Exception], ...] = (
+    SparseExportError,
+    SafetensorError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+)
 
 
 def open_session(folder: Path, threads: int | None = None) -> HfSession:
@@ -44,7 +56,7 @@ def open_session(folder: Path, threads: int | None = None) -> HfSession:
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (SparseExportError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except _LOAD_ERRORS as error:
         torch.set_num_threads(before)
         raise EngineUnfit("engine-refused", str(error).strip()[:2000]) from error
     _refuse_gaps(found)

@@ -15,7 +15,8 @@ from exporter.check.claims import EXPECT_HELP, parse_expected
 from exporter.commands.terminal import TerminalListener, interruptible, print_json
 from exporter.errors import UsageError
 from exporter.pipeline import Outcome, export
-from exporter.registry import parse_target
+from exporter.provenance import target_options
+from exporter.registry import load_target, parse_target
 from exporter.report.costs import merge_lines
 from exporter.report.export import ExportReport
 from exporter.report.inspect_table import note_lines
@@ -57,8 +58,9 @@ def export_command(
         Path | None, typer.Option("--output", "-o", help="Output folder [MODEL-TARGET].")
     ] = None,
     dtype: Annotated[
-        str, typer.Option("--dtype", help="Type of the written weights; both engines take float32.")
-    ] = "float32",
+        str | None,
+        typer.Option("--dtype", help="Type of the written weights [float32; hf: as in MODEL]."),
+    ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", "--dry-run", help="Say what would be done; write nothing.")
     ] = False,
@@ -74,17 +76,11 @@ def export_command(
 ) -> None:
     """Fuse adapters into a sparse model, lower it, verify the bytes, and publish the folder."""
     name, options = parse_target(target)
-    if dtype != "float32":
-        raise UsageError(
-            "usage",
-            f"--dtype {dtype} for target {name}",
-            expected="float32: DeepSparse computes in float32 and so does the shared graph",
-        )
     request = ExportRequest(
         model=model,
         target=name,
         output=output or _beside(model, name),
-        target_options=options,
+        target_options=_with_dtype(name, options, dtype),
         adapters=tuple(AdapterRequest.parse(a) for a in adapter or ()),
         masks=masks,
         calibration=parse_calibration(calibration, held_out),
@@ -113,6 +109,23 @@ def parse_calibration(text: str | None, held_out: Path | None) -> CalibrationReq
     if held_out is not None:
         raise UsageError("usage", "--held-out without --calibration", expected="both")
     return None
+
+
+def _with_dtype(name: str, options: dict[str, str], dtype: str | None) -> dict[str, str]:
+    """`--dtype` as an option of the target, where it has that."""
+    if dtype is None:
+        return options
+    if "dtype" in target_options(load_target(name, options)):
+        if "dtype" in options:
+            raise UsageError("usage", "--dtype and the target's dtype", expected="one of them")
+        return {**options, "dtype": dtype}
+    if dtype != "float32":
+        raise UsageError(
+            "usage",
+            f"--dtype {dtype} for target {name}",
+            expected="float32: DeepSparse computes in float32 and so does the shared graph",
+        )
+    return options
 
 
 def _beside(model: Path, target: str) -> Path:
