@@ -39,10 +39,10 @@ def read_token_rows(
         InputRefused: `adapter-option`, `adapter-invalid`, `adapter-tensor-missing`,
             `adapter-tensor-unused`, `adapter-shape`, `value-not-finite`, `dtype-unsupported`.
     """
-    found = {n.module: n for n in names if n.part.startswith(MARK)}
+    own = [n for n in names if n.part.startswith(MARK)]
     wanted = _wanted(config, spec, file)
-    for module, name in found.items():
-        if module not in wanted or name.part != DELTA:
+    for name in own:
+        if name.module not in wanted or name.part != DELTA:
             raise InputRefused(
                 "adapter-tensor-unused",
                 "trainable_token_indices does not call for it",
@@ -51,6 +51,7 @@ def read_token_rows(
                 tensor=name.tensor,
                 hint="Save the adapter with save_embedding_layers=False.",
             )
+    found = {n.module: n for n in own}
     items = [_rows(m, i, found.get(m), spec, tensors) for m, i in wanted.items()]
     # The tied head follows the embedding's rows (PEFT ties the two token adapters). Rows of the
     # head alone, or other rows than the embedding's, are the head's own.
