@@ -1,6 +1,6 @@
 """SoRA: a LoRA with a gate on each rank; a gate that training drove to zero drops its rank.
 
-`W' = W + (alpha / r) B diag(g) A` (Ding et al. 2023, eq. 7; public code src/lora.py,
+`W' = W + (alpha / r) B diag(g) A` (Ding et al. 2023; public code src/lora.py,
 `LowRankLinear.forward`). r is the rank that training began with, whatever the gates left of it.
 Format: docs/formats/sora.md.
 """

@@ -1,6 +1,6 @@
 """SparsePEFT: a LoRA that is masked by the zeros of the weight, in training and in the merge.
 
-`W' = W + s (B A) . (W != 0)` (SQFT, Munoz et al. 2024, eq. 3; its patch of PEFT 0.10, option
+`W' = W + s (B A) . (W != 0)` (SQFT, Munoz et al. 2024; its patch of PEFT 0.10, option
 `sparse_adapter`). The Sparse LoRA baseline and LoRS compute the same forward. A zero of the weight
 stays a zero, so the merge is exact on a sparse base.
 """
