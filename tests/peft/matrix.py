@@ -10,6 +10,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,20 +61,21 @@ def build(
     folder: Path,
     config: Any,
     *,
-    base: dict[str, Any] | None = None,
+    base: dict[str, Any] | Path | None = None,
     tweak: Callable[[Any], None] | None = None,
 ) -> Case:
     """Make a tiny base of `kind`, put a random trained adapter of `config` on it with peft, save.
 
     Args:
         kind: one of `tests.tiny.KINDS`.
-        folder: gets "base" and "adapter".
+        folder: gets "adapter", and "base" unless that is given.
         config: a PEFT config object.
-        base: further arguments of `save_tiny` (bias, tied, sparsity, ...).
+        base: the folder of a base that is there, or further arguments of `save_tiny` (bias, tied,
+            sparsity, ...).
         tweak: called with the PEFT model after noise was added to all that is trained.
     """
-    save_tiny(kind, folder / "base", **(base or {}))
-    model = AutoModelForCausalLM.from_pretrained(folder / "base")
+    root = base if isinstance(base, Path) else save_tiny(kind, folder / "base", **(base or {}))
+    model = AutoModelForCausalLM.from_pretrained(root)
     torch.manual_seed(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -84,7 +86,7 @@ def build(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         peft.save_pretrained(str(folder / "adapter"))
-    checked = check_model(Checkpoint.open(folder / "base"))
+    checked = check_model(Checkpoint.open(root))
     return Case(checked, folder / "adapter", in_float64(peft))
 
 
@@ -143,12 +145,17 @@ def plain_model(case: Case, fused: FusedModel) -> Any:
 def assert_forward_alike(case: Case, fused: FusedModel | None = None) -> None:
     """Our merged model computes what PEFT's unmerged one computes, and not what the base does."""
     want = logits(case.peft)
-    base = logits(in_float64(AutoModelForCausalLM.from_pretrained(case.base)))
+    base = _base_logits(case.base)
     largest = np.abs(want).max()
     assert np.abs(want - base).max() > 1e-2 * largest, "the adapter does nothing"
     found = logits(plain_model(case, fused or case.fused()))
     error = np.abs(found - want).max() / largest
     assert error <= RELATIVE, error
+
+
+@lru_cache(maxsize=4)
+def _base_logits(folder: Path) -> Any:
+    return logits(in_float64(AutoModelForCausalLM.from_pretrained(folder)))
 
 
 def assert_weights_alike(case: Case, fused: FusedModel | None = None) -> None:

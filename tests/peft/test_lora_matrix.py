@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from peft import LoraConfig
 
-from tests.peft.matrix import Case, assert_forward_alike, assert_weights_alike, build
+from tests.peft.matrix import assert_forward_alike, assert_weights_alike, build
+from tests.tiny import save_tiny
 
 
 @dataclass(frozen=True)
@@ -146,14 +147,16 @@ ROWS = [
 ]
 
 
-def made(name: str, options: dict[str, Any], folder: Path) -> Case:
-    asked = {k: v for k, v in options.items() if k != "tied"}
-    return build(name, folder, lora(**asked), base=KINDS[name].base)
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    place = tmp_path_factory.mktemp("bases")
+    return {name: save_tiny(name, place / name, **kind.base) for name, kind in KINDS.items()}
 
 
 @pytest.mark.parametrize("name, row, options", ROWS, ids=[f"{n}-{r}" for n, r, _ in ROWS])
-def test_rows(tmp_path: Path, name: str, row: str, options: dict[str, Any]):
-    case = made(name, options, tmp_path)
+def test_rows(tmp_path: Path, bases: dict[str, Path], name: str, row: str, options: dict[str, Any]):
+    asked = {k: v for k, v in options.items() if k != "tied"}
+    case = build(name, tmp_path, lora(**asked), base=bases[name])
     fused = case.fused()
     assert fused.tied is (KINDS[name].tied and options.get("tied", True))
     assert_forward_alike(case, fused)
