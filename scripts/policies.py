@@ -16,6 +16,9 @@ from harness.text import BUILTIN, load_text
 from scripts.steps import ROOT, main_of, make_once, step
 
 OUT = ROOT / "build" / "policies"
+AMOUNTS = "tokens=16384,held_out=16384,length=512"
+# `densify` computes what is shown as unmerged.
+POLICIES = ("mask", "refit", "reprune", "separate")
 
 
 def main(args: list[str]) -> int:
@@ -33,6 +36,7 @@ def main(args: list[str]) -> int:
     text = options.text or _builtin()
     held_out = ("--held-out", str(options.held_out)) if options.held_out else ()
     step("sparse-export", "policies", str(sparse), "--masks", str(masks), "--adapter", str(lora),
+         *(word for name in POLICIES for word in ("--policy", name)),
          "--calibration", f"{text}:{options.amounts}", *held_out, "--work", str(OUT),
          "--json-file", str(OUT / "policies.json"),
          "--html", str(OUT / "policies.html"))  # fmt: skip
@@ -46,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--held-out", type=Path, help="UTF-8 text for the perplexity")
     parser.add_argument("--train", default=BUILTIN, help="text to train the LoRA on")
     parser.add_argument("--steps", type=int, default=100, help="of that training")
-    parser.add_argument("--amounts", default="tokens=32768,held_out=32768,length=1024")
+    parser.add_argument("--amounts", default=AMOUNTS)
     parser.add_argument("--sparse", type=Path, help="a pruned model with masks/masks.safetensors")
     parser.add_argument("--adapter", type=Path, help="a LoRA on it")
     return parser
