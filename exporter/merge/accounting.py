@@ -21,7 +21,7 @@ class Accounting:
     linears_adapted: int  # that a delta is for
     linears_changed: int  # where an element of the weight changes, or a branch stands beside it
     unchanged: tuple[str, ...]  # modules that a delta is for and that stay as they were
-    replaced: int  # tensors replaced as a whole
+    replaced: int  # tensors replaced, as a whole or by single rows
     added_to: int  # biases added to
     elements_changed: int  # whose delta is not zero and was not dropped
     elements_vanished: int | None  # of these, as before after rounding to the stored type
@@ -45,7 +45,7 @@ def account(
         linears_adapted=len(adapted & linears),
         linears_changed=len(changed & linears),
         unchanged=tuple(sorted(adapted - changed)),
-        replaced=len(model.record["replaced"]),
+        replaced=len({*model.record["replaced"], *model.record["rows_replaced"]}),
         added_to=len(model.record["added_to"]),
         elements_changed=sum(f["changed"] for f in figures.values()),
         elements_vanished=None if None in vanished else sum(vanished),

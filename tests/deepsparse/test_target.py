@@ -83,7 +83,7 @@ def test_lengths_and_cache_are_told(model: FusedModel) -> None:
 
 def test_more_than_was_tested_is_told(model: FusedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnose, "TESTED_BYTES", 100_000)
-    assert "above 2 GB" in texts(DeepSparseTarget().inspect(model), "warning")
+    assert "above 4.5 GB" in texts(DeepSparseTarget().inspect(model), "warning")
 
 
 def test_a_tokenizer_it_would_read_otherwise_is_told(model: FusedModel, tmp_path: Path) -> None:
