@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from exporter.adapters.base import Adapter
@@ -52,7 +53,7 @@ def fuse(
     deltas = combine(adapters, bases.weight)
     decisions = decide(deltas, masks, policy, progress)
     tied = checked.head_is_tied and not any(a.unties for a, _ in adapters)
-    tensors = _tensors(deltas, decisions, bases, tied, bench)
+    tensors = _tensors(deltas, decisions, bases, tied, partial(_merged, bases, bench, progress))
     _check_all_used(deltas, whole, tensors, adapters)
     kept_apart = {m: deltas[m] for m, d in decisions.items() if d.policy.keeps_branch}
     return FusedModel(
@@ -125,7 +126,7 @@ def _tensors(
     decisions: Mapping[str, Decision],
     bases: Bases,
     tied: bool,
-    bench: Workbench | None,
+    merged: Callable[[CombinedDelta, MergePolicy], MergedRows],
 ) -> dict[str, FusedTensor]:
     spec = bases.checked.spec
     linears = {li.weight: li for li in spec.linears()}
@@ -141,14 +142,18 @@ def _tensors(
         merges = decision is not None and not decision.policy.keeps_branch
         rows: RowReader = bases.rows(name)
         if decision is not None and merges:
-            rows = _merged(bases, deltas[module], decision.policy, bench)
+            rows = merged(deltas[module], decision.policy)
         changed = merges or bases.whole.touches(name)
         tensors[name] = FusedTensor(name, shape, rows, linears.get(name), changed)
     return tensors
 
 
 def _merged(
-    bases: Bases, delta: CombinedDelta, policy: MergePolicy, bench: Workbench | None
+    bases: Bases,
+    bench: Workbench | None,
+    progress: Progress | None,
+    delta: CombinedDelta,
+    policy: MergePolicy,
 ) -> MergedRows:
     masks, module = bases.masks, delta.module
     if policy.drops_outside and not masks.is_dense(module):
@@ -157,7 +162,7 @@ def _merged(
     rows = MergedRows(bases.weight(module), delta, policy, masks, policy.bind(facts))
     if bench is None or not policy.solves:
         return rows
-    return replace(rows, stored=bench.keep_rows(delta.shape, rows))
+    return replace(rows, stored=bench.keep_rows(delta.shape, rows, progress))
 
 
 def _check_all_used(

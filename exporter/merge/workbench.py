@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from exporter.contract import Progress
 from exporter.errors import InputRefused
 from exporter.model import RowReader
 from exporter.store.dtypes import F32
@@ -52,7 +53,9 @@ class Workbench:
         path = self._grams.get(module)
         return None if path is None else lambda: np.load(path, mmap_mode="r", allow_pickle=False)
 
-    def keep_rows(self, shape: tuple[int, int], rows: RowReader) -> RowReader:
+    def keep_rows(
+        self, shape: tuple[int, int], rows: RowReader, progress: Progress | None = None
+    ) -> RowReader:
         """Compute `rows` once, `BLOCK_ROWS` at a time, and give a reader of the stored values.
 
         Raises:
@@ -64,7 +67,10 @@ class Workbench:
             with path.open("wb") as file:
                 np.lib.format.write_array_header_1_0(file, header)
                 for r0 in range(0, shape[0], BLOCK_ROWS):
-                    rows(r0, min(r0 + BLOCK_ROWS, shape[0])).astype("<f4", copy=False).tofile(file)
+                    r1 = min(r0 + BLOCK_ROWS, shape[0])
+                    rows(r0, r1).astype("<f4", copy=False).tofile(file)
+                    if progress is not None:
+                        progress("solve rows", r1, shape[0])
         except OSError as error:
             raise output_failed(error, path) from error
         return _Stored(path)
