@@ -9,6 +9,7 @@ from exporter.check.model import check_model
 from exporter.contract import Progress
 from exporter.store.checkpoint import Checkpoint
 from exporter.store.folder import stage
+from harness.forms import require_torch_linears
 from harness.hf import load_tokenizer
 from harness.methods.options import Factors, Report, Training
 from harness.text import BUILTIN, windows
@@ -51,6 +52,7 @@ def train_folder(
     checkpoint = Checkpoint.open(model)
     try:
         checked = check_model(checkpoint, masks=masks, progress=progress)
+        require_torch_linears(checked, "training")
         rows = windows(load_tokenizer(model), data, options.length)
         with stage(out, inputs=[model], force=force) as staging:
             # Imported here: bad input is told before torch and transformers are loaded.

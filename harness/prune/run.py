@@ -11,13 +11,13 @@ from typing import Literal
 
 from exporter.check.model import check_model
 from exporter.contract import Progress
-from exporter.errors import InputRefused
 from exporter.model import CheckedModel
 from exporter.sparsity.mask import Bools, Mask
 from exporter.store.checkpoint import Checkpoint, TensorEntry
 from exporter.store.folder import stage
 from exporter.store.masks import MasksFile, write_masks
 from exporter.store.writer import SafetensorsWriter
+from harness.forms import require_torch_linears
 from harness.hf import load_tokenizer
 from harness.prune.magnitude import magnitude_masks
 from harness.prune.sparsity import Sparsity
@@ -105,13 +105,7 @@ def _masks(
 ) -> Iterator[tuple[str, Mask]]:
     if calibration is None:
         return magnitude_masks(checked, sparsity)
-    if checked.checkpoint.transposed:
-        raise InputRefused(
-            "arch-unsupported",
-            f"wanda on a {checked.spec.family} model",
-            expected="a decoder of Llama's form; --method magnitude takes both",
-            file="config.json",
-        )
+    require_torch_linears(checked, "wanda on")
     # Imported here: magnitude pruning needs neither torch nor transformers.
     from harness.prune.wanda import wanda_masks
 

@@ -24,8 +24,9 @@ CALIBRATION = Calibration(samples=6, length=24)
 def linears(folder):
     """(linear, stored weight as float32) of every prunable linear."""
     checkpoint = Checkpoint.open(folder)
-    for linear in check_model(checkpoint).spec.linears():
-        yield linear, checkpoint.rows(linear.weight)
+    checked = check_model(checkpoint)
+    for linear in checked.spec.linears():
+        yield linear, checked.checkpoint.rows(linear.weight)
     checkpoint.close()
 
 
@@ -165,3 +166,30 @@ def test_text_that_is_too_short_leaves_nothing(tmp_path):
             base, tmp_path / "out", "wanda", NM(2, 4), Calibration(str(tmp_path / "t.txt"))
         )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "t.txt"]
+
+
+@pytest.mark.parametrize("amount", [Unstructured(0.5), NM(2, 4)])
+def test_gpt2_is_pruned_along_its_inputs(tmp_path, amount):
+    """Its linears are stored [in, out]; scores, masks and zeros are of [out, in]."""
+    source = save_tiny("gpt2", tmp_path / "dense")
+    prune_folder(source, tmp_path / "sparse", "magnitude", amount)
+    sparse = {linear.module: weight for linear, weight in linears(tmp_path / "sparse")}
+    for linear, weight in linears(source):
+        got = sparse[linear.module]
+        if isinstance(amount, NM):
+            groups = np.abs(weight).reshape(-1, 4)
+            want = lowest(groups, 2).reshape(weight.shape)
+            assert np.array_equal(got, np.where(want, weight, 0))
+        assert np.array_equal(got[got != 0], weight[got != 0])
+        assert np.count_nonzero(got) == weight.size // 2
+    checked = check_model(Checkpoint.open(tmp_path / "sparse"), masks=tmp_path / "sparse" / MASKS)
+    assert {p.pattern.kind for p in checked.patterns.values()} == {
+        "n:m" if isinstance(amount, NM) else "unstructured"
+    }
+
+
+def test_wanda_on_gpt2_is_refused(tmp_path):
+    source = save_tiny("gpt2", tmp_path / "dense")
+    with pytest.raises(InputRefused) as caught:
+        prune_folder(source, tmp_path / "sparse", "wanda", Unstructured(0.5), CALIBRATION)
+    assert caught.value.code == "arch-unsupported" and "gpt2" in caught.value.found

@@ -125,3 +125,11 @@ def test_empty_data_is_refused_before_training(tmp_path, base):
     with pytest.raises(InputRefused, match="data-invalid"):
         run(base, tmp_path / "out", "losa", data=str(tmp_path / "t.txt"))
     assert not (tmp_path / "out").exists()
+
+
+def test_gpt2_is_refused_before_torch_is_loaded(tmp_path):
+    base = save_tiny("gpt2", tmp_path / "m", sparsity=0.5)
+    with pytest.raises(InputRefused) as caught:
+        run(base, tmp_path / "out", "losa")
+    assert caught.value.code == "arch-unsupported" and "gpt2" in caught.value.found
+    assert not (tmp_path / "out").exists()

@@ -93,6 +93,20 @@ def test_gpt2_computes_what_peft_computes(tmp_path: Path, gpt2: Path, gpt2_lora:
     assert float((got - want).abs().max() / want.abs().max()) <= 1e-6
 
 
+def test_full_fine_tune_of_gpt2_is_what_was_trained(gpt2: Path, tmp_path: Path):
+    """Its linears lie [in, out] on both sides, and half of them are square or nearly so."""
+    tuned = tmp_path / "tuned"
+    shutil.copytree(gpt2, tuned)
+    tensors = load_file(gpt2 / "model.safetensors")
+    rng = np.random.default_rng(0)
+    for values in tensors.values():
+        values += (values != 0) * rng.normal(size=values.shape).astype(values.dtype)
+    save_file(tensors, tuned / "model.safetensors", {"format": "pt"})
+    exported(gpt2, tmp_path / "out", tuned)
+    want, got = loaded(tuned), loaded(tmp_path / "out")
+    assert all(np.array_equal(want[name], got[name]) for name in want)
+
+
 @pytest.mark.parametrize("kind", ["llama2", "qwen2", "qwen3"])
 def test_a_folder_without_adapters_is_the_same_model(kind: str, tmp_path: Path):
     model = save_tiny(kind, tmp_path / "m", sparsity=0.5, dtype="bfloat16", **SHORT)
