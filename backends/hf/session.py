@@ -59,7 +59,11 @@ def open_session(folder: Path, threads: int | None = None) -> HfSession:
     except _LOAD_ERRORS as error:
         torch.set_num_threads(before)
         raise EngineUnfit("engine-refused", str(error).strip()[:2000]) from error
-    _refuse_gaps(found)
+    try:
+        _refuse_gaps(found)
+    except EngineUnfit:
+        torch.set_num_threads(before)
+        raise
     seconds = time.perf_counter() - start
     return HfSession(TorchReference(net.eval(), positions, before, seconds))
 
