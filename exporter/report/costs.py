@@ -49,8 +49,8 @@ class CostsPart(_Frozen):
             rows.append(
                 (
                     "output error",
-                    f"{self.error:.3%} of the squared outputs, {self.error_masked:.3%} if only "
-                    f"masked; most {worst[1].error:.3%} in {worst[0]}",
+                    f"{self.error:.3g} of the squared outputs, {self.error_masked:.3g} if only "
+                    f"masked; most {worst[1].error:.3g} in {worst[0]}",
                 )
             )
         return tuple(rows)

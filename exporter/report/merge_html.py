@@ -42,7 +42,7 @@ def _modules(report: ExportReport) -> Iterable[tuple[str, ...]]:
             continue
         cost = report.costs.modules.get(module)
         # What calibration did not measure loses nothing, or is no linear.
-        yield *cells, *((f"{cost.error:.3%}", f"{cost.error_masked:.3%}") if cost else ("", ""))
+        yield *cells, *((f"{cost.error:.3g}", f"{cost.error_masked:.3g}") if cost else ("", ""))
 
 
 def _row(cells: tuple[str, ...]) -> str:

@@ -76,7 +76,7 @@ def _cells(row: PolicyRow) -> tuple[str, ...]:
         f"{row.branches}",
         f"{row.norm_lost:.1%}",
         f"{row.positions_moved:,}",
-        f"{row.error:.3%}",
+        f"{row.error:.3g}",
         f"{row.perplexity:.4g}",
         f"{row.seconds:.1f}",
     )
