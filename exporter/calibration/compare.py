@@ -10,7 +10,7 @@ from pathlib import Path
 from exporter import __version__
 from exporter.adapters.base import Adapter
 from exporter.adapters.tiles import tiles
-from exporter.calibration.costs import module_errors, overall
+from exporter.calibration.costs import mean_relative, module_errors
 from exporter.calibration.observe import Observed, observe, perplexity, read_windows
 from exporter.calibration.request import CalibrationRequest
 from exporter.contract import Calibrator
@@ -94,7 +94,7 @@ def _row(
         branches=len(model.branches),
         norm_lost=math.sqrt(lost / norm) if norm else 0.0,
         positions_moved=sum(f["moved"] for f in figures.values()),
-        error=overall(errors).relative,
+        error=mean_relative(errors)[0],
         perplexity=perplexity(model, observed.windows, calibrator, listener.progress),
         seconds=round(seconds, 3),
     )

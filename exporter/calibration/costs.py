@@ -55,13 +55,16 @@ def module_errors(
     return found
 
 
-def overall(errors: Mapping[str, ModuleError]) -> ModuleError:
-    """The sum over modules."""
-    parts = list(errors.values())
-    return ModuleError(
-        math.fsum(p.error for p in parts),
-        math.fsum(p.masked for p in parts),
-        math.fsum(p.total for p in parts),
+def mean_relative(errors: Mapping[str, ModuleError]) -> tuple[float, float]:
+    """Mean over modules of the relative error, and of that of masking.
+
+    Not the sum of errors over the sum of squared outputs: one module whose outputs are huge (the
+    down projection that makes a model's massive activations) would be all that it shows.
+    """
+    count = max(1, len(errors))
+    return (
+        math.fsum(e.relative for e in errors.values()) / count,
+        math.fsum(e.relative_masked for e in errors.values()) / count,
     )
 
 

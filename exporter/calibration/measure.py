@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exporter.calibration.costs import module_errors, overall
+from exporter.calibration.costs import mean_relative, module_errors
 from exporter.calibration.observe import Observed, perplexity
 from exporter.contract import Calibrator, Progress
 from exporter.model import FusedModel
@@ -21,7 +21,7 @@ def measure_costs(
         InputRefused: what `Calibrator.observe` raises.
     """
     errors = module_errors(model, observed.bench, progress)
-    every = overall(errors)
+    error, masked = mean_relative(errors)
     windows = observed.windows
     policies = model.record["modules"]
     return CostsPart(
@@ -30,8 +30,8 @@ def measure_costs(
         window=windows.ids.shape[1],
         perplexity_unmerged=observed.perplexity,
         perplexity_merged=perplexity(model, windows, calibrator, progress),
-        error=every.relative,
-        error_masked=every.relative_masked,
+        error=error,
+        error_masked=masked,
         modules={
             module: ModuleCost(
                 policy=policies[module]["policy"],

@@ -24,7 +24,7 @@ class ModuleCost(_Frozen):
 
 
 class CostsPart(_Frozen):
-    """Errors over all modules together and by module, and perplexity on held-out text."""
+    """Error by module and its mean over modules, and perplexity on held-out text."""
 
     observed_tokens: int  # that the Gram matrices are summed over
     held_out_tokens: int  # that perplexity is taken on; none of them is observed
@@ -49,8 +49,8 @@ class CostsPart(_Frozen):
             rows.append(
                 (
                     "output error",
-                    f"{self.error:.3g} of the squared outputs, {self.error_masked:.3g} if only "
-                    f"masked; most {worst[1].error:.3g} in {worst[0]}",
+                    f"{self.error:.3g} of the squared outputs, mean over modules; "
+                    f"{self.error_masked:.3g} if only masked; most {worst[1].error:.3g} in {worst[0]}",
                 )
             )
         return tuple(rows)

@@ -20,7 +20,7 @@ class PolicyRow(_Frozen):
     branches: int | None = None  # low-rank branches that stay in the graph
     norm_lost: float | None = None  # ||W' - (W + D)|| / ||D||, over all merged modules
     positions_moved: int | None = None
-    error: float | None = None  # tr(E H E^T) / tr(W* H W*^T) over all merged modules
+    error: float | None = None  # tr(E H E^T) / tr(W* H W*^T), mean over merged modules
     perplexity: float | None = None  # of the merged model, on the held-out text
     seconds: float | None = None  # that the merge took here
 
