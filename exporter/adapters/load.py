@@ -101,8 +101,9 @@ def _unclaimed(path: Path) -> InputRefused:
     if kind is None:
         return InputRefused(
             "adapter-invalid",
-            f"neither {CONFIG} nor losa_config.json in the folder",
-            expected="an adapter as PEFT's save_pretrained writes it, or a LoSA bundle",
+            f"neither {CONFIG} nor the config of another kind of adapter in the folder",
+            expected="an adapter as PEFT's save_pretrained writes it, a bundle with "
+            "losa_config.json, pool_config.json or s2ft_config.json, or a whole fine-tuned model",
             file=path.name,
         )
     return InputRefused(

@@ -50,7 +50,8 @@ class CostsPart(_Frozen):
                 (
                     "output error",
                     f"{self.error:.3g} of the squared outputs, mean over modules; "
-                    f"{self.error_masked:.3g} if only masked; most {worst[1].error:.3g} in {worst[0]}",
+                    f"{self.error_masked:.3g} if only masked; "
+                    f"most {worst[1].error:.3g} in {worst[0]}",
                 )
             )
         return tuple(rows)
