@@ -103,7 +103,8 @@ def render_policies(report: PoliciesReport, console: Console) -> None:
     """The table that a person reads."""
     table = Table(title="Merge policies", box=None, pad_edge=False)
     for i, title in enumerate(HEAD):
-        table.add_column(title, justify="left" if i == 0 else "right", no_wrap=i == 0)
+        width = max(map(len, title.split()))  # no word of a title is cut
+        table.add_column(title, justify="left" if i == 0 else "right", min_width=width)
     for row in cells(report):
         table.add_row(*row)
     console.print(table)
