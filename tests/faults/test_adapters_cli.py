@@ -71,7 +71,13 @@ REFUSED: dict[str, tuple[Callable[..., Path], str, str, str | None, str]] = {
     "OFT": (option(peft_type="OFT"), "adapter-unsupported", CONFIG, None, "OFT"),
     "P-tuning": (option(peft_type="P_TUNING"), "adapter-unsupported", CONFIG, None, "P_TUNING"),
     "X-LoRA": (option(peft_type="XLORA"), "adapter-unsupported", CONFIG, None, "XLORA"),
-    "DoRA": (option(use_dora=True), "adapter-option", CONFIG, None, "DoRA"),
+    "DoRA without magnitudes": (
+        option(use_dora=True),
+        "adapter-tensor-missing",
+        WEIGHTS,
+        None,
+        "lora_magnitude_vector",
+    ),
     "an option of a newer PEFT": (option(novel=2), "adapter-option", CONFIG, None, "novel"),
     "LoSA that lost its bundle": (
         option(losa=True),
