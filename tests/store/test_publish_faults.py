@@ -195,14 +195,16 @@ while True:
 def kill_at_random(out: Path, way: str, seed: int, kills: int) -> None:
     """A process that publishes over and over; after each kill one whole folder is there."""
     dice = random.Random(seed)
+    start = time.perf_counter()
     export(out, 1)
+    took = time.perf_counter() - start  # the disk may be slow
     last = 1
     for _ in range(kills):
         process = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(out), way], stdout=subprocess.PIPE
         )
         assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-        time.sleep(dice.uniform(0.0, 0.15))
+        time.sleep(dice.uniform(0.0, min(1.0, max(0.15, 4 * took))))
         process.kill()
         process.communicate()
         if way == "exchange":
