@@ -59,7 +59,9 @@ def export_command(
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option("--dtype", help="Type of the written weights [float32; hf: as in MODEL]."),
+        typer.Option(
+            "--dtype", help="Type of the written weights (hf: as in MODEL; others float32)."
+        ),
     ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", "--dry-run", help="Say what would be done; write nothing.")

@@ -44,7 +44,7 @@ def policies_command(
     ] = None,
     work: Annotated[
         Path | None,
-        typer.Option("--work", help="Where Gram matrices lie for a while [the system's own]."),
+        typer.Option("--work", help="Where Gram matrices lie for a while (the system's own)."),
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page there.")] = None,
     json_file: Annotated[
