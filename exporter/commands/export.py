@@ -18,7 +18,7 @@ from exporter.pipeline import Outcome, export
 from exporter.provenance import target_options
 from exporter.registry import load_target, parse_target
 from exporter.report.costs import merge_lines
-from exporter.report.export import ExportReport
+from exporter.report.export import AdapterPart, ExportReport
 from exporter.report.inspect_table import note_lines
 from exporter.report.plan import plan_report, render_plan
 from exporter.request import AdapterRequest, ExportRequest
@@ -177,6 +177,11 @@ def render_outcome(outcome: Outcome, request: ExportRequest, console: Console) -
     console.print(f"published {request.output}", markup=False)
 
 
+def _adapter(part: AdapterPart) -> str:
+    weight = "" if part.weight == 1.0 else f" at weight {part.weight:g}"
+    return f"{part.family}{weight}, {part.modules} modules"
+
+
 def _rows(report: ExportReport, outcome: Outcome) -> list[tuple[str, str]]:
     verification = report.verification
     return [
@@ -187,7 +192,7 @@ def _rows(report: ExportReport, outcome: Outcome) -> list[tuple[str, str]]:
         ),
         (
             "adapters",
-            ", ".join(f"{a.family}, {a.modules} modules" for a in report.adapters) or "none",
+            "; ".join(_adapter(a) for a in report.adapters) or "none",
         ),
         ("merge", str(report.merge.get("policy", "none"))),
         *merge_lines(report.merge.get("figures", {})),
