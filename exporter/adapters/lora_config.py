@@ -6,29 +6,24 @@ Format and meaning: peft/tuners/lora/config.py and layer.py (`update_layer`) of 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field, field_validator
 
 from exporter.adapters.options import COMMON_HARMLESS, OptionTable, check_options
-from exporter.adapters.patterns import pattern_key
-from exporter.adapters.peft_config import PeftConfig
 from exporter.adapters.peft_files import validated
+from exporter.adapters.ranks import RankedConfig, check_rank
 from exporter.errors import InputRefused
-from exporter.limits import LIMITS
 
 _BASE_CHANGED = "its initialisation changed the base weights, which the adapter alone cannot tell"
 
 
-class LoraConfig(PeftConfig):
+class LoraConfig(RankedConfig):
     """The fields that decide what a LoRA adds; defaults are PEFT's."""
 
-    r: int = 8
     lora_alpha: int | float = 8
     use_rslora: bool = False
-    rank_pattern: dict[str, int] = Field(default_factory=dict)
-    alpha_pattern: dict[str, int | float] = Field(default_factory=dict)
     lora_bias: bool = False
     fan_in_fan_out: bool = False
     init_lora_weights: bool | str | None = True
@@ -42,20 +37,9 @@ class LoraConfig(PeftConfig):
     def _null_is_no_name(cls, value: Any) -> Any:
         return [] if value is None else value
 
-    @field_validator("rank_pattern", "alpha_pattern", mode="before")
-    @classmethod
-    def _null_is_empty_map(cls, value: Any) -> Any:
-        return {} if value is None else value
-
-    def rank(self, module: str, file: str) -> int:
-        """Rank of one module."""
-        key = pattern_key(self.rank_pattern, module, file)
-        return self.r if key is None else self.rank_pattern[key]
-
     def alpha(self, module: str, file: str) -> float:
         """Alpha of one module."""
-        key = pattern_key(self.alpha_pattern, module, file)
-        return float(self.lora_alpha if key is None else self.alpha_pattern[key])
+        return self.alpha_of(module, self.lora_alpha, file)
 
     def scale(self, module: str, file: str) -> float:
         """`alpha / r`, or `alpha / sqrt(r)` with rsLoRA (Kalajdzievski 2023, eq. 4)."""
@@ -111,7 +95,9 @@ def parse_lora_config(raw: Mapping[str, Any], file: str) -> LoraConfig:
             hint="Save it again with PEFT's path_initial_model_for_weight_conversion.",
         )
     _check_together(config, file)
-    _check_ranks([config.r, *config.rank_pattern.values()], file)
+    ranks = (config.r, *config.rank_pattern.values())
+    check_rank(min(ranks), file)
+    check_rank(max(ranks), file)
     return config
 
 
@@ -148,18 +134,3 @@ def _check_together(config: LoraConfig, file: str) -> None:
                 expected="one of the two",
                 file=file,
             )
-
-
-def _check_ranks(ranks: Sequence[int], file: str) -> None:
-    low, high = min(ranks), max(ranks)
-    if low <= 0:
-        raise InputRefused(
-            "adapter-invalid", f"a rank of {low}", expected="ranks of 1 or more", file=file
-        )
-    if high > LIMITS.lora_rank:
-        raise InputRefused(
-            "limit-exceeded",
-            f"a rank of {high}",
-            expected=f"at most {LIMITS.lora_rank}",
-            file=file,
-        )

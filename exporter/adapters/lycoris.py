@@ -5,14 +5,8 @@ Meaning: peft/tuners/lycoris_utils.py of PEFT 0.21 (`LycorisConfig`); the scale 
 
 from __future__ import annotations
 
-from typing import Any
-
-from pydantic import Field, field_validator
-
 from exporter.adapters.options import COMMON_HARMLESS
-from exporter.adapters.patterns import pattern_key
-from exporter.adapters.peft_config import PeftConfig
-from exporter.adapters.tuner_checks import check_rank
+from exporter.adapters.ranks import RankedConfig, check_rank
 
 # Fields of both configs that change training only.
 HARMLESS = COMMON_HARMLESS | {
@@ -25,28 +19,21 @@ HARMLESS = COMMON_HARMLESS | {
 NOT_HERE = frozenset({"bias", "ensure_weight_tying"})
 
 
-class LycorisConfig(PeftConfig):
+class LycorisConfig(RankedConfig):
     """The fields that decide rank and scale of each module; defaults are PEFT's."""
 
-    r: int = 8
     alpha: int | float = 8
-    rank_pattern: dict[str, int] = Field(default_factory=dict)
-    alpha_pattern: dict[str, int | float] = Field(default_factory=dict)
-
-    @field_validator("rank_pattern", "alpha_pattern", mode="before")
-    @classmethod
-    def _null_is_empty_map(cls, value: Any) -> Any:
-        return {} if value is None else value
 
     def rank(self, module: str, file: str) -> int:
-        """Rank of one module."""
-        key = pattern_key(self.rank_pattern, module, file)
-        rank = self.r if key is None else self.rank_pattern[key]
+        """Rank of one module.
+
+        Raises:
+            InputRefused: `adapter-invalid`, `limit-exceeded`.
+        """
+        rank = super().rank(module, file)
         check_rank(rank, file)
         return rank
 
     def scale(self, module: str, file: str) -> float:
         """`alpha / r` of one module."""
-        key = pattern_key(self.alpha_pattern, module, file)
-        alpha = self.alpha if key is None else self.alpha_pattern[key]
-        return alpha / self.rank(module, file)
+        return self.alpha_of(module, self.alpha, file) / self.rank(module, file)

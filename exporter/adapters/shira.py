@@ -18,10 +18,11 @@ from exporter.adapters.base import Adapter, BaseIdentity
 from exporter.adapters.options import COMMON_HARMLESS, OptionTable
 from exporter.adapters.peft_config import PeftConfig
 from exporter.adapters.peft_files import peft_type
+from exporter.adapters.ranks import check_rank
 from exporter.adapters.scatter import ScatterDelta, read_positions
 from exporter.adapters.tensors import largest_magnitude
 from exporter.adapters.tuner import Built, Opened, Tuner, finish, open_tuner
-from exporter.adapters.tuner_checks import check_rank, check_shape, require_parts
+from exporter.adapters.tuner_checks import check_shape, require_parts
 from exporter.adapters.tuner_files import write_tuner
 from exporter.arch.model_spec import ModelSpec
 from exporter.errors import InputRefused

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from exporter.adapters.tuner import ConfigT, Opened
 from exporter.errors import InputRefused
-from exporter.limits import LIMITS
 
 _FLOAT32_MAX = 3.4e38
 
@@ -68,23 +67,4 @@ def check_fits(opened: Opened[ConfigT], module: str, top: float) -> None:
             file=opened.file,
             tensor=module,
             hint="Check the scale and the factors: training has diverged.",
-        )
-
-
-def check_rank(rank: int, file: str, least: int = 1) -> None:
-    """A rank of the config is within bounds.
-
-    Raises:
-        InputRefused: `adapter-invalid`, `limit-exceeded`.
-    """
-    if rank < least:
-        raise InputRefused(
-            "adapter-invalid", f"a rank of {rank}", expected=f"{least} or more", file=file
-        )
-    if rank > LIMITS.lora_rank:
-        raise InputRefused(
-            "limit-exceeded",
-            f"a rank of {rank}",
-            expected=f"at most {LIMITS.lora_rank}",
-            file=file,
         )
