@@ -104,7 +104,7 @@ class DecoderSpec:
         for layer in range(self.layers):
             shapes |= self.norms(layer)
             shapes |= weight_shapes(self.linear(layer, role) for role in ROLES)
-        return shapes | self.last()
+        return {**shapes, **self.last()}
 
     def norms(self, layer: int) -> Mapping[str, tuple[int, ...]]:
         """The norms of one layer."""

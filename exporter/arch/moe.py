@@ -119,7 +119,7 @@ class MoeSpec:
             if layer in self.sparse:
                 shapes[f"{self.rule.router.format(i=layer)}.weight"] = (self.experts, self.hidden)
             shapes |= weight_shapes(self._layer(layer))
-        return shapes | self.body.last()
+        return {**shapes, **self.body.last()}
 
     def _layer(self, layer: int) -> list[Linear]:
         found = [self.body.linear(layer, role) for role in ("q", "k", "v", "o")]
