@@ -25,8 +25,8 @@ from exporter.adapters.factors import (
     group_factors,
 )
 from exporter.adapters.identity import base_facts
-from exporter.adapters.lora_experts import ExpertLora, read_experts, take_experts
 from exporter.adapters.lora_config import LoraConfig, parse_lora_config
+from exporter.adapters.lora_experts import ExpertLora, read_experts, take_experts
 from exporter.adapters.lora_targets import (
     Targeted,
     by_parameter,

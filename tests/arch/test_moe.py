@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file
 from torch import cat, stack, zeros
 from transformers import AutoModelForCausalLM
 
@@ -111,9 +112,7 @@ def test_what_is_refused(kind: str, change: dict[str, Any], code: str):
 
 
 def test_experts_fused_in_the_file_are_refused(tmp_path: Path):
-    """No version of transformers saves these two families so."""
-    from safetensors.torch import save_file
-
+    """`save_pretrained` of transformers 5 takes them apart, as those of 4 never fused them."""
     folder = save_tiny("mixtral", tmp_path / "m")
     stored = load_torch(folder / "model.safetensors")
     plain = {n: v for n, v in stored.items() if ".experts." not in n}

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from peft import LoraConfig, PeftModel
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from exporter.check.model import check_model
+from exporter.convert.base import Source
+from exporter.convert.lora import ToLora
 from exporter.errors import InputRefused, UsageError
 from exporter.model import FusedModel
 from exporter.store.checkpoint import Checkpoint
@@ -120,8 +121,8 @@ def test_under_a_mask(tmp_path: Path, sparse: dict[str, Path], kind: str):
 
 
 OLD = {
-    "mixtral": ("block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"}),
-    "qwen3_moe": ("mlp", {r: f"{r}_proj" for r in ("gate", "up", "down")}),
+    "mixtral": ["w1", "w3", "w2"],
+    "qwen3_moe": ["gate_proj", "up_proj", "down_proj"],
 }
 
 
@@ -136,10 +137,11 @@ def old_adapter(kind: str, base: Path, folder: Path, drop: str = "") -> Path:
         name = f"base_model.model.{linear.module}"
         tensors[f"{name}.lora_A.weight"] = rng.standard_normal((4, linear.in_features))
         tensors[f"{name}.lora_B.weight"] = rng.standard_normal((linear.out_features, 4))
-    tensors = {n: v.astype(np.float32) * 0.1 for n, v in tensors.items() if not drop or drop not in n}
+    left = {n: v for n, v in tensors.items() if not drop or drop not in n}
+    tensors = {n: v.astype(np.float32) * 0.1 for n, v in left.items()}
     folder.mkdir()
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
-    targets = ["q_proj", *OLD[kind][1].values()]
+    targets = ["q_proj", *OLD[kind]]
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 6}
     config |= {"target_modules": targets, "layers_to_transform": None}
     (folder / "adapter_config.json").write_text(json.dumps(config))
@@ -214,6 +216,17 @@ def test_what_is_refused(
     with pytest.raises(InputRefused) as caught:
         case.load()
     assert caught.value.code == code
+
+
+def test_no_lora_is_written_of_experts(tmp_path: Path, bases: dict[str, Path]):
+    """PEFT would give all experts one rank and one scale."""
+    base = bases["mixtral"]
+    folder = old_adapter("mixtral", base, tmp_path / "adapter")
+    case = Case(check_model(Checkpoint.open(base)), folder, None)
+    with pytest.raises(InputRefused) as caught:
+        ToLora().write(Source(case.load(), folder), case.checked.spec, tmp_path / "out")
+    assert caught.value.code == "conversion-impossible"
+    assert ".experts." in str(caught.value.tensor)
 
 
 def test_factors_of_zero_are_an_empty_adapter(tmp_path: Path, bases: dict[str, Path]):
