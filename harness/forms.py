@@ -7,12 +7,12 @@ from exporter.model import CheckedModel
 
 
 def require_torch_linears(checked: CheckedModel, doing: str) -> None:
-    """Refuse a model whose linears are no `torch.nn.Linear` (GPT-2's Conv1D).
+    """Refuse a model whose linears are no `torch.nn.Linear` (GPT-2's Conv1D, fused experts).
 
     Raises:
         InputRefused: `arch-unsupported`.
     """
-    if checked.checkpoint.transposed:
+    if checked.checkpoint.transposed or checked.spec.fused_experts():
         raise InputRefused(
             "arch-unsupported",
             f"{doing} a {checked.spec.family} model",

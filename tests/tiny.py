@@ -13,6 +13,7 @@ from typing import Any
 
 KINDS = ("llama2", "llama3", "mistral", "qwen2", "qwen3", "smollm2")  # those with a graph
 CONV1D = "gpt2"  # linears stored [in, out]; no graph
+EXPERTS = ("mixtral", "qwen3_moe")  # experts, fused in memory; no graph
 VOCAB = 272  # 256 bytes, 3 special tokens, and padding rows as real checkpoints have
 
 _COMMON: dict[str, Any] = {
@@ -48,6 +49,25 @@ _KIND: dict[str, tuple[str, dict[str, Any]]] = {
             "hidden_size": 72,
             "num_attention_heads": 9,
             "num_key_value_heads": 3,
+        },
+    ),
+}
+# Three experts, two at work; Qwen3's second layer is dense.
+_KIND |= {
+    "mixtral": (
+        "Mixtral",
+        {"intermediate_size": 48, "num_local_experts": 3, "tie_word_embeddings": False},
+    ),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {
+            "head_dim": 24,
+            "intermediate_size": 160,
+            "moe_intermediate_size": 48,
+            "num_experts": 3,
+            "num_experts_per_tok": 2,
+            "mlp_only_layers": [1],
+            "tie_word_embeddings": False,
         },
     ),
 }
@@ -90,7 +110,7 @@ def make_tiny(
     family = "GPT2" if kind == CONV1D else _KIND[kind][0]
     if tied is not None:
         overrides["tie_word_embeddings"] = tied
-    if bias is not None and family in ("Llama", "Qwen3"):
+    if bias is not None and family in ("Llama", "Qwen3", "Qwen3Moe"):
         overrides["attention_bias"] = bias
     if bias is not None and family == "Llama":
         overrides["mlp_bias"] = bias
@@ -114,9 +134,9 @@ def _fill(name: str, parameter: Any, sparsity: float, generator: Any) -> None:
         return
     conv1d = ".c_" in name  # [in, out]
     table = "embed" in name or name.endswith((".wte.weight", ".wpe.weight"))
-    fan_in = parameter.shape[0 if conv1d else 1]
+    fan_in = parameter.shape[0 if conv1d else -1]
     parameter.copy_(noise * (0.2 if table else 1.5 / fan_in**0.5))
-    if sparsity and ("_proj." in name or conv1d):
+    if sparsity and ("_proj" in name or conv1d):
         zeros = round(sparsity * parameter.numel())
         order = parameter.abs().flatten().argsort(stable=True)
         parameter.view(-1)[order[:zeros]] = 0.0
@@ -137,10 +157,11 @@ def save_tiny(
     """Save a tiny random model of `kind` with a tokenizer into `folder`; gives `folder`.
 
     Args:
-        kind: one of `KINDS`, or `CONV1D`.
+        kind: one of `KINDS` or `EXPERTS`, or `CONV1D`.
         folder: made if it is not there.
         dtype: stored type, "float32", "bfloat16" or "float16".
-        sparsity: share of zeros in every linear of the layers, the smallest magnitudes first.
+        sparsity: share of zeros in every linear of the layers, the smallest magnitudes first;
+            of experts in all those that lie in one parameter.
         tied: head is the embedding; None leaves it to the family.
         bias: biases where the family has a flag for them (Llama: attention and MLP; Qwen3:
             attention). Qwen2 always has them on q, k and v; Mistral never.

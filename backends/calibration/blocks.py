@@ -35,6 +35,8 @@ class BlockStream:
     """
 
     def __init__(self, fused: FusedModel, windows: Tokens) -> None:
+        if fused.spec.fused_experts():
+            raise _no_experts(fused.spec.family)
         self._fused = fused
         self._model: Any = empty_model(fused, attention="sdpa").eval()
         self.blocks = _blocks(self._model, fused)
@@ -145,6 +147,15 @@ class BlockStream:
             owner, _, leaf = name.rpartition(".")
             module = self._model.get_submodule(owner)
             setattr(module, leaf, nn.Parameter(getattr(module, leaf).to("meta")))
+
+
+def _no_experts(family: str) -> InputRefused:
+    return InputRefused(
+        "arch-unsupported",
+        f"the experts of {family} are computed together, each from a few tokens",
+        expected="a decoder whose linears all see every token",
+        hint="Leave --calibration out.",
+    )
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM
 from transformers.configuration_utils import PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from backends.reference.experts import places
+from exporter.arch.model_spec import FusedExperts
 from exporter.errors import InputRefused, VerificationFailed
 from exporter.model import FusedModel, FusedTensor, LowRank
 
@@ -81,14 +83,16 @@ def make_config(fused: FusedModel) -> PretrainedConfig:
 def _fill(model: torch.nn.Module, fused: FusedModel) -> None:
     head = fused.spec.head if fused.tied else None
     wanted = {n: p for n, p in model.named_parameters(remove_duplicate=False) if n != head}
-    missing = sorted(wanted.keys() - fused.tensors.keys())
+    held = places(fused.spec)
+    needed = {tensor for name in wanted for tensor in held.tensors(name)}
+    missing = sorted(needed - fused.tensors.keys())
     if missing:
         raise InputRefused(
             "tensor-missing",
             f"transformers' {type(model).__name__} needs it, the fused model lacks it",
             tensor=missing[0],
         )
-    extra = sorted(fused.tensors.keys() - wanted.keys())
+    extra = sorted(fused.tensors.keys() - needed)
     if extra:
         raise InputRefused(
             "tensor-unexpected",
@@ -96,16 +100,33 @@ def _fill(model: torch.nn.Module, fused: FusedModel) -> None:
             tensor=extra[0],
         )
     for name in wanted:
-        fill_parameter(model, name, fused)
-    _check_branches(fused, wanted)
+        experts = held.fused.get(name)
+        if experts is None:
+            fill_parameter(model, name, fused, held.renamed.get(name))
+        else:
+            _give(model, name, _experts(experts, fused))
+    _check_branches(fused, needed)
 
 
-def fill_parameter(model: torch.nn.Module, name: str, fused: FusedModel) -> None:
+def fill_parameter(
+    model: torch.nn.Module, name: str, fused: FusedModel, stored: str | None = None
+) -> None:
     """Give one parameter of `model` its fused values in float32, with its branch where one is.
+
+    Args:
+        model: of `empty_model`.
+        name: of the parameter.
+        fused: the model.
+        stored: name of the tensor, where it is another.
 
     Raises:
         InputRefused: `tensor-missing`, `tensor-shape`.
     """
+    _give(model, name, _values(fused, stored or name))
+
+
+def _values(fused: FusedModel, name: str) -> torch.Tensor:
+    """One tensor, as the model holds it."""
     tensor = fused.tensors.get(name)
     if tensor is None:
         raise InputRefused("tensor-missing", "the fused model lacks it", tensor=name)
@@ -113,6 +134,20 @@ def fill_parameter(model: torch.nn.Module, name: str, fused: FusedModel) -> None
     values = _read(tensor, fused.branches.get(module) if leaf == "weight" else None)
     if tensor.linear is not None and tensor.linear.transposed:
         values = values.t().contiguous()
+    return values
+
+
+def _experts(experts: FusedExperts, fused: FusedModel) -> torch.Tensor:
+    """float32 `[experts, out, in]`."""
+    shape = (len(experts.linears), experts.out_features, experts.in_features)
+    values = torch.empty(shape, dtype=torch.float32)
+    for expert, linears in enumerate(experts.linears):
+        torch.cat([_values(fused, linear.weight) for linear in linears], out=values[expert])
+    return values
+
+
+def _give(model: torch.nn.Module, name: str, values: torch.Tensor) -> None:
+    module, _, leaf = name.rpartition(".")
     want = tuple(model.get_parameter(name).shape)
     if tuple(values.shape) != want:
         raise InputRefused(
@@ -121,7 +156,7 @@ def fill_parameter(model: torch.nn.Module, name: str, fused: FusedModel) -> None
     setattr(model.get_submodule(module), leaf, torch.nn.Parameter(values, requires_grad=False))
 
 
-def _check_branches(fused: FusedModel, wanted: dict[str, Any]) -> None:
+def _check_branches(fused: FusedModel, wanted: set[str]) -> None:
     lost = sorted(m for m in fused.branches if f"{m}.weight" not in wanted)
     if lost:
         raise InputRefused("tensor-unexpected", "a branch on no weight", tensor=lost[0])

@@ -166,22 +166,29 @@ def build_delta(
     _check_shape(tensors, factors.b, (rank, out) if turned else (out, rank), "B")
     a, b = (_reader(tensors, name, turned) for name in (factors.a, factors.b))
     delta = LowRankDelta(shape, a, b, scale)
-    top = (
-        rank
-        * abs(scale)
-        * largest_magnitude(tensors, factors.a)
-        * largest_magnitude(tensors, factors.b)
-    )
+    top = largest_product(tensors, factors.a, factors.b, rank, scale, factors.module)
+    return delta, top > 0.0
+
+
+def largest_product(
+    tensors: TensorFile, a: str, b: str, rank: int, scale: float, module: str
+) -> float:
+    """A bound of `scale * B A`; 0.0 only where that is zero.
+
+    Raises:
+        InputRefused: `value-not-finite`, `value-overflow`.
+    """
+    top = rank * abs(scale) * largest_magnitude(tensors, a) * largest_magnitude(tensors, b)
     if top > _FLOAT32_MAX:
         raise InputRefused(
             "value-overflow",
             f"scale * B A may reach {top:.3g}",
             expected="values that fit float32",
             file=tensors.label,
-            tensor=factors.module,
+            tensor=module,
             hint="Check alpha and the factors: training has diverged.",
         )
-    return delta, top > 0.0
+    return top
 
 
 def _not_swapped(factors: Factors, shape: tuple[int, int], rank: int, tensors: TensorFile) -> None:

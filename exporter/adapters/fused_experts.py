@@ -1,8 +1,6 @@
 """LoRA on fused experts: one 3-D parameter for all, and one pair of factors.
 
-Meaning: peft/tuners/lora/layer.py, `ParamWrapper` (PEFT 0.21, `target_parameters`). No
-architecture that is exported has experts yet, so `lora_targets.py` refuses such adapters; the
-layout of the factors, which is easily got wrong, is settled and tested here.
+Meaning: peft/tuners/lora/layer.py, `ParamWrapper` (PEFT 0.21, `target_parameters`).
 
 With E experts of rank r, expert e has the rows `[e r, (e + 1) r)` of A `[E r, in]`, and of B
 `[out, E r]` the columns `e, e + E, e + 2 E, ...`.
@@ -10,11 +8,12 @@ With E experts of rank r, expert e has the rows `[e r, (e + 1) r)` of A `[E r, i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from exporter.adapters.factors import largest_product
 from exporter.adapters.lowrank import LowRankDelta
 from exporter.adapters.peft_files import PeftFolder
 from exporter.errors import InputRefused
@@ -33,6 +32,16 @@ class ExpertParameter:
     experts: int
     out_features: int
     in_features: int
+    rank: int
+    scale: float
+
+
+@dataclass(frozen=True)
+class ExpertDeltas:
+    """What the factors of one parameter add to each expert."""
+
+    each: tuple[LowRankDelta, ...]  # [out, in], by expert
+    moves: bool  # other than zero
 
 
 def expert_factors(a: F32, b: F32, experts: int, expert: int) -> tuple[F32, F32]:
@@ -51,9 +60,8 @@ def read_expert_deltas(
     opened: PeftFolder,
     module: str,
     parameters: Sequence[ExpertParameter],
-    scales: Mapping[str, float],
-) -> dict[str, tuple[LowRankDelta, ...]]:
-    """Deltas `[out, in]` of each expert, by parameter.
+) -> dict[str, ExpertDeltas]:
+    """Deltas of each expert, by parameter; each uses two tensors of the file.
 
     Args:
         opened: the adapter's folder.
@@ -61,21 +69,21 @@ def read_expert_deltas(
         parameters: the targeted ones, in the order in which the module registers them: PEFT wraps
             them in turn, so that all but the last have `base_layer` in their names, once for each
             that follows.
-        scales: by parameter.
 
     Raises:
-        InputRefused: `adapter-tensor-missing`, `adapter-shape`, `dtype-unsupported`.
+        InputRefused: `adapter-tensor-missing`, `adapter-shape`, `dtype-unsupported`,
+            `value-not-finite`, `value-overflow`.
     """
-    deltas: dict[str, tuple[LowRankDelta, ...]] = {}
+    deltas: dict[str, ExpertDeltas] = {}
     for depth, parameter in zip(range(len(parameters) - 1, -1, -1), parameters, strict=True):
         wrapped = module + ".base_layer" * depth
         a = _tensor(opened, wrapped, "lora_A.weight")
         b = _tensor(opened, wrapped, "lora_B.weight")
         _check_shapes(opened, a, b, parameter)
-        deltas[parameter.name] = tuple(
-            _delta(opened, a, b, parameter, expert, scales[parameter.name])
-            for expert in range(parameter.experts)
-        )
+        rank, scale = parameter.rank, parameter.scale
+        top = largest_product(opened.tensors, a, b, rank, scale, f"{module}.{parameter.name}")
+        each = (_delta(opened, a, b, parameter, e) for e in range(parameter.experts))
+        deltas[parameter.name] = ExpertDeltas(tuple(each), top > 0.0)
     return deltas
 
 
@@ -94,26 +102,26 @@ def _tensor(opened: PeftFolder, module: str, part: str) -> str:
 
 def _check_shapes(opened: PeftFolder, a: str, b: str, parameter: ExpertParameter) -> None:
     found = (opened.tensors.entries[a].shape, opened.tensors.entries[b].shape)
-    total = found[0][0] if found[0] else 0
+    total = parameter.experts * parameter.rank
     want = ((total, parameter.in_features), (parameter.out_features, total))
-    if found != want or total % parameter.experts or not total:
+    if found != want:
         raise InputRefused(
             "adapter-shape",
             f"A {list(found[0])}, B {list(found[1])}",
-            expected=f"A [{parameter.experts} r, {parameter.in_features}], "
-            f"B [{parameter.out_features}, {parameter.experts} r]",
+            expected=f"A {list(want[0])}, B {list(want[1])}: {parameter.experts} experts of "
+            f"rank {parameter.rank}",
             file=opened.tensors.label,
             tensor=a,
         )
 
 
 def _delta(
-    opened: PeftFolder, a: str, b: str, parameter: ExpertParameter, expert: int, scale: float
+    opened: PeftFolder, a: str, b: str, parameter: ExpertParameter, expert: int
 ) -> LowRankDelta:
     all_a, all_b = opened.tensors.float32(a), opened.tensors.float32(b)
     return LowRankDelta(
         (parameter.out_features, parameter.in_features),
         lambda: expert_factors(all_a(), all_b(), parameter.experts, expert)[0],
         lambda: expert_factors(all_a(), all_b(), parameter.experts, expert)[1],
-        scale,
+        parameter.scale,
     )

@@ -3,7 +3,7 @@
 Format: adapter_config.json and adapter_model.safetensors of PEFT 0.21; see docs/formats/lora.md.
 Delta: `W' = W + scale * B A` (Hu et al. 2021, eq. 3; peft/tuners/lora/layer.py,
 `Linear.get_delta_weight`); DoRA in `dora.py`, SparsePEFT in `sparse_peft.py`, single tokens in
-`token_rows.py`.
+`token_rows.py`, experts in `lora_experts.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ from exporter.adapters.factors import (
 )
 from exporter.adapters.identity import base_facts
 from exporter.adapters.lora_config import LoraConfig, parse_lora_config
-from exporter.adapters.lora_targets import Targeted, by_parameter, lora_shapes, settle
+from exporter.adapters.lora_experts import ExpertLora, read_experts, take_experts
+from exporter.adapters.lora_targets import (
+    Targeted,
+    by_parameter,
+    lora_shapes,
+    parameters_held,
+    settle,
+)
 from exporter.adapters.lowrank import LowRankDelta
 from exporter.adapters.peft_files import PeftFolder, open_peft, peft_type
 from exporter.adapters.replacements import EMBEDDING, Replaced, read_replacements
@@ -44,6 +51,8 @@ class _Opened:
     config: LoraConfig
     spec: ModelSpec
     shapes: Shapes
+    parameters: Mapping[str, str]  # adapted as parameters: module -> name of the weight in memory
+    experts: ExpertLora
 
     @property
     def file(self) -> str:
@@ -59,7 +68,7 @@ class _Opened:
         return self.config.rank(self._named(module), self.folder.config_file)
 
     def _named(self, module: str) -> str:
-        return f"{module}.weight" if by_parameter(self.config, [module]) else module
+        return self.parameters.get(module, module)
 
 
 class LoraFamily:
@@ -94,8 +103,9 @@ class LoraFamily:
             opened.folder.names, config, spec, tensors, opened.folder.config_file
         )
         items = _replacements(replaced, targeted, rows, opened)
-        if not nonzero and not items:
-            raise _empty(factors, config, opened.file)
+        deltas |= opened.experts.deltas
+        if not nonzero and not items and not opened.experts.moves:
+            raise _empty({**factors, **opened.experts.deltas}, config, opened.file)
         used = sum(f.tensors for f in targeted.factors.values()) + targeted.twins
         return Adapter(
             family=self.name,
@@ -104,7 +114,7 @@ class LoraFamily:
             replacements=(*items, *added),
             masked=config.sparse_adapter,
             unties=replaced.unties or targeted.unties or rows.unties,
-            tensors_used=replaced.tensors + used + len(rows.items),
+            tensors_used=replaced.tensors + used + len(rows.items) + opened.experts.tensors,
             facts=_facts(targeted.factors, scales, nonzero, opened, base),
         )
 
@@ -114,7 +124,12 @@ def _open(folder: Path, spec: ModelSpec) -> _Opened:
     config = parse_lora_config(opened.config, opened.config_file)
     if config.sparse_adapter:
         refuse_elastic(folder)
-    return _Opened(opened, config, spec, lora_shapes(spec))
+    shapes = lora_shapes(spec)
+    held = parameters_held(shapes, spec)
+    parameters = {m: held[m] for m in by_parameter(config, held)}
+    opened, names = take_experts(opened, spec)
+    experts = read_experts(names, opened, config, spec)
+    return _Opened(opened, config, spec, shapes, parameters, experts)
 
 
 def _deltas(
@@ -185,7 +200,7 @@ def _tokens_alone(
         )
 
 
-def _empty(factors: Mapping[str, Factors], config: LoraConfig, file: str) -> InputRefused:
+def _empty(factors: Mapping[str, object], config: LoraConfig, file: str) -> InputRefused:
     if not factors:
         found = "the file holds no tensor"
     elif not config.lora_alpha and not config.alpha_pattern:
@@ -205,8 +220,8 @@ def _facts(
     config, file = opened.config, opened.folder.config_file
     return {
         **base_facts(config.base_model_name_or_path, config.base_sha256, base, file),
-        "ranks": sorted({opened.rank(m) for m in factors}),
-        "scales": sorted(set(scales.values())),
+        "ranks": sorted({opened.rank(m) for m in factors} | opened.experts.ranks),
+        "scales": sorted({*scales.values(), *opened.experts.scales}),
         "rslora": config.use_rslora,
         "dora": config.use_dora,
         "sparse_adapter": config.sparse_adapter,

@@ -29,16 +29,34 @@ class Targeted:
 
 
 def lora_shapes(spec: ModelSpec) -> Shapes:
-    """`[out, in]` of every module that a LoRA can adapt: linears, head, embedding."""
-    return {**adaptable(spec), embedding_module(spec): (spec.vocab, spec.hidden)}
+    """`[out, in]` of every module that a LoRA can adapt: linears, head, embedding, routers."""
+    tensors = spec.tensors()
+    routers = {m: tensors[f"{m}.weight"] for m in spec.routers().values()}
+    ends = {embedding_module(spec): (spec.vocab, spec.hidden)}
+    return {**adaptable(spec), **ends, **{m: (s[0], s[1]) for m, s in routers.items()}}
 
 
-def by_parameter(config: LoraConfig, modules: Iterable[str]) -> frozenset[str]:
-    """Modules whose weight `target_parameters` names; PEFT compares ends of names at dots."""
-    names = config.target_parameters
-    return frozenset(
-        m for m in modules if any(f".{m}.weight".endswith(f".{name}") for name in names)
-    )
+def parameters_held(shapes: Shapes, spec: ModelSpec) -> Mapping[str, str]:
+    """Module -> name of its weight in memory, where that is a parameter of its own.
+
+    The linears of experts are none: see `fused_experts.py`.
+    """
+    inside = {li.module for f in spec.fused_experts() for one in f.linears for li in one}
+    routers = {stored: memory for memory, stored in spec.routers().items()}
+    return {m: f"{routers.get(m, m)}.weight" for m in shapes if m not in inside}
+
+
+def by_parameter(config: LoraConfig, held: Mapping[str, str]) -> frozenset[str]:
+    """Modules whose weight `target_parameters` names; PEFT compares ends of names at dots.
+
+    `held` is of `parameters_held`.
+    """
+    return frozenset(m for m, weight in held.items() if names_parameter(config, weight))
+
+
+def names_parameter(config: LoraConfig, parameter: str) -> bool:
+    """Whether `target_parameters` names this one."""
+    return any(f".{parameter}".endswith(f".{name}") for name in config.target_parameters)
 
 
 def settle(
@@ -54,8 +72,10 @@ def settle(
         InputRefused: `adapter-option`, `adapter-tensor-unused`, `adapter-tensor-missing`,
             `tie-conflict`.
     """
-    _parameters_are_there(config, shapes, opened.config_file)
-    parameters = by_parameter(config, shapes)
+    held = parameters_held(shapes, spec)
+    fused = [f.key for f in spec.fused_experts()]
+    _parameters_are_there(config, [*held.values(), *fused], opened.config_file)
+    parameters = by_parameter(config, held)
     _embedding_kind(factors, parameters, spec, opened)
     shared = _shared(factors, config, spec, opened)
     # With DoRA the norms of the embedding are of columns and those of the head of rows, so that
@@ -79,15 +99,15 @@ def _turned(factors: Factors) -> Factors:
     return replace(factors, a=factors.b, b=factors.a, turned=True)
 
 
-def _parameters_are_there(config: LoraConfig, shapes: Shapes, file: str) -> None:
+def _parameters_are_there(config: LoraConfig, held: Iterable[str], file: str) -> None:
     for name in config.target_parameters:
-        if not any(f".{m}.weight".endswith(f".{name}") for m in shapes):
+        if not any(f".{parameter}".endswith(f".{name}") for parameter in held):
             raise InputRefused(
                 "adapter-option",
-                f"target_parameters names {name!r:.80}, which is no weight of a linear here",
-                expected="weights of linears, of the embedding or of the head",
+                f"target_parameters names {name!r:.80}, which is no weight of a linear here, "
+                "nor a parameter of experts",
+                expected="parameters that transformers holds for this architecture",
                 file=file,
-                hint="Fused experts cannot be exported: no supported architecture has them.",
             )
 
 

@@ -23,6 +23,17 @@ class BiasRule(BaseModel):
     mlp: bool | str
 
 
+class ExpertRule(BaseModel):
+    """Experts in place of the MLP; templates have "{i}" for the layer and "{e}" for the expert."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    width: str  # key of the config
+    linears: Mapping[str, str]  # "gate", "up", "down"
+    router: str
+    memory: str  # module of transformers that has router ("gate") and "experts"
+
+
 class Family(BaseModel):
     """One file of `exporter/arch/data`.
 
@@ -43,6 +54,7 @@ class Family(BaseModel):
     qk_norm: bool
     window: str
     defaults: Mapping[str, str | bool | int | float | None]
+    experts: ExpertRule | None = None  # such a family has no graph
 
 
 @cache

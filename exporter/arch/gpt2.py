@@ -15,7 +15,7 @@ from typing import Any
 
 from exporter.arch.family import check_architecture
 from exporter.arch.fields import FILE, Fields, invalid
-from exporter.arch.model_spec import Linear
+from exporter.arch.model_spec import FusedExperts, Linear
 from exporter.errors import InputRefused
 from exporter.limits import LIMITS
 
@@ -74,6 +74,14 @@ class Gpt2Spec:
     def linears(self) -> tuple[Linear, ...]:
         """Four a layer: q, k and v in one, then output, up, down."""
         return tuple(linear for i in range(self.layers) for linear in self._layer(i))
+
+    def fused_experts(self) -> tuple[FusedExperts, ...]:
+        """None."""
+        return ()
+
+    def routers(self) -> Mapping[str, str]:
+        """None."""
+        return {}
 
     def _layer(self, layer: int) -> list[Linear]:
         sizes = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +26,34 @@ class Linear:
     def weight(self) -> str:
         """Tensor name of the weight."""
         return f"{self.module}.weight"
+
+
+@dataclass(frozen=True)
+class FusedExperts:
+    """Linears of all experts of a layer, as transformers 5 holds them: one 3-D parameter.
+
+    It is `[experts, out, in]`, and the rows of an expert are those of its linears in turn. In a
+    checkpoint each linear is a tensor of its own.
+    """
+
+    module: str  # "model.layers.0.mlp.experts", in memory
+    name: str  # "gate_up_proj"
+    linears: tuple[tuple[Linear, ...], ...]  # by expert
+
+    @property
+    def key(self) -> str:
+        """Name of the parameter in memory."""
+        return f"{self.module}.{self.name}"
+
+    @property
+    def out_features(self) -> int:
+        """Rows of one expert."""
+        return sum(linear.out_features for linear in self.linears[0])
+
+    @property
+    def in_features(self) -> int:
+        """Columns of one expert."""
+        return self.linears[0][0].in_features
 
 
 class ModelSpec(Protocol):
@@ -100,9 +128,27 @@ class ModelSpec(Protocol):
         """All prunable linears, layer by layer."""
         ...
 
+    def fused_experts(self) -> tuple[FusedExperts, ...]:
+        """The parameters that hold linears of experts, those of a module as it registers them."""
+        ...
+
+    def routers(self) -> Mapping[str, str]:
+        """Modules that choose experts, dense `[experts, hidden]`: in memory -> in a checkpoint."""
+        ...
+
     def tensors(self) -> Mapping[str, tuple[int, ...]]:
         """Every tensor the model must have, a linear's as `[out, in]`; a tied head is left out."""
         ...
+
+
+def weight_shapes(linears: Iterable[Linear]) -> dict[str, tuple[int, ...]]:
+    """Weights and biases of linears, `[out, in]` and `[out]`."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for linear in linears:
+        shapes[linear.weight] = (linear.out_features, linear.in_features)
+        if linear.bias:
+            shapes[f"{linear.module}.bias"] = (linear.out_features,)
+    return shapes
 
 
 def stored_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:

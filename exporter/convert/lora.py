@@ -37,9 +37,10 @@ class ToLora:
         """Write the factors, one module after the other.
 
         Raises:
-            InputRefused: `conversion-impossible` for masks, whole tensors, biases, and deltas that
-                are no product of two factors; `output-failed`.
+            InputRefused: `conversion-impossible` for masks, whole tensors, biases, linears of
+                experts, and deltas that are no product of two factors; `output-failed`.
         """
+        _refuse_experts(source, spec)
         factors = _factors(source, spec)
         sizes = {m: _size(read()) for m, read in factors.items()}
         layout = [
@@ -93,6 +94,20 @@ def _reader(source: Source, module: str, is_linear: bool) -> Callable[[], LowRan
             module,
         )
     return low_rank
+
+
+def _refuse_experts(source: Source, spec: ModelSpec) -> None:
+    """PEFT takes factors of single linears of experts for a rank and a scale that all share."""
+    inside = {li.module for f in spec.fused_experts() for one in f.linears for li in one}
+    found = next((m for m in source.adapter.deltas if m in inside), None)
+    if found is not None:
+        raise impossible(
+            source,
+            "a delta on a linear of an expert",
+            "deltas on linears that transformers holds as modules",
+            "Merge it with --adapter, or write merged weights with --target hf.",
+            found,
+        )
 
 
 def _config(

@@ -12,6 +12,7 @@ import torch
 from backends.calibration.run import TorchCalibrator
 from backends.reference.build import build_model
 from exporter.check.model import check_model
+from exporter.errors import InputRefused
 from exporter.merge.fuse import fuse
 from exporter.model import FusedModel
 from exporter.store.checkpoint import Checkpoint
@@ -97,3 +98,10 @@ def test_memory_holds_one_block(fused: FusedModel, tmp_path: Path) -> None:
     assert real and all(n.startswith(stream.prefix(1)) for n in real)
     stream.drop(1)
     assert all(p.is_meta for p in net.parameters())
+
+
+def test_experts_are_refused(tmp_path: Path) -> None:
+    checked = check_model(Checkpoint.open(save_tiny("mixtral", tmp_path)))
+    with pytest.raises(InputRefused) as caught:
+        TorchCalibrator().observe(fuse(checked, []), IDS, 1, [], lambda *_: None)
+    assert caught.value.code == "arch-unsupported" and "mixtral" in caught.value.found

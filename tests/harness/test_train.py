@@ -127,9 +127,10 @@ def test_empty_data_is_refused_before_training(tmp_path, base):
     assert not (tmp_path / "out").exists()
 
 
-def test_gpt2_is_refused_before_torch_is_loaded(tmp_path):
-    base = save_tiny("gpt2", tmp_path / "m", sparsity=0.5)
+@pytest.mark.parametrize("kind", ["gpt2", "mixtral"])
+def test_linears_that_are_no_modules_are_refused_before_torch_is_loaded(tmp_path, kind):
+    base = save_tiny(kind, tmp_path / "m", sparsity=0.5)
     with pytest.raises(InputRefused) as caught:
         run(base, tmp_path / "out", "losa")
-    assert caught.value.code == "arch-unsupported" and "gpt2" in caught.value.found
+    assert caught.value.code == "arch-unsupported" and kind in caught.value.found
     assert not (tmp_path / "out").exists()

@@ -86,16 +86,15 @@ def test_fused_experts(tmp_path: Path, transposed: bool):
         peft.save_pretrained(tmp_path)
         seen = peft(torch.zeros(1))[1:]
     parameters = [
-        ExpertParameter("gate_up_proj", EXPERTS, 2 * INNER, HIDDEN),
-        ExpertParameter("down_proj", EXPERTS, HIDDEN, INNER),
+        ExpertParameter("gate_up_proj", EXPERTS, 2 * INNER, HIDDEN, rank=2, scale=1.5),
+        ExpertParameter("down_proj", EXPERTS, HIDDEN, INNER, rank=2, scale=1.5),
     ]
     opened = open_peft(tmp_path)
-    scales = {"gate_up_proj": 1.5, "down_proj": 1.5}
-    found = read_expert_deltas(opened, "experts", parameters, scales)
+    found = read_expert_deltas(opened, "experts", parameters)
     assert 2 * len(found) == len(opened.names)
     for parameter, before, after in zip(parameters, plain, seen, strict=True):
         moved = (after - before).numpy()
-        for expert, delta in enumerate(found[parameter.name]):
+        for expert, delta in enumerate(found[parameter.name].each):
             want = moved[expert].T if transposed else moved[expert]
             assert np.abs(delta.rows(0, delta.shape[0]) - want).max() <= 1e-5
 
@@ -103,16 +102,18 @@ def test_fused_experts(tmp_path: Path, transposed: bool):
 def test_fused_experts_of_another_shape(tmp_path: Path):
     write_lora(tmp_path, {"experts": (np.ones((4, 5), "f4"), np.ones((6, 4), "f4"))}, alpha=1)
     opened = open_peft(tmp_path)
-    for experts, code in ((3, "adapter-shape"), (2, None)):
-        parameter = ExpertParameter("w", experts, 6, 5)
-        if code is None:
-            assert len(read_expert_deltas(opened, "experts", [parameter], {"w": 1.0})["w"]) == 2
-            continue
+    right = ExpertParameter("w", 2, 6, 5, rank=2, scale=1.0)
+    found = read_expert_deltas(opened, "experts", [right])["w"]
+    assert len(found.each) == 2 and found.moves
+    for change in ({"experts": 3}, {"rank": 1}, {"out_features": 5}, {"in_features": 6}):
         with pytest.raises(InputRefused) as caught:
-            read_expert_deltas(opened, "experts", [parameter], {"w": 1.0})
-        assert caught.value.code == code
+            read_expert_deltas(opened, "experts", [dataclasses.replace(right, **change)])
+        assert caught.value.code == "adapter-shape"
     with pytest.raises(InputRefused) as caught:
-        read_expert_deltas(opened, "other", [ExpertParameter("w", 2, 6, 5)], {"w": 1.0})
+        read_expert_deltas(opened, "experts", [dataclasses.replace(right, scale=1e39)])
+    assert caught.value.code == "value-overflow"
+    with pytest.raises(InputRefused) as caught:
+        read_expert_deltas(opened, "other", [right])
     assert caught.value.code == "adapter-tensor-missing"
 
 
