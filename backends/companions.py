@@ -29,20 +29,31 @@ def _is_path(value: object) -> bool:
     return isinstance(value, str) and (posixpath.isabs(value) or ntpath.isabs(value))
 
 
-def config_bytes(model: FusedModel, dtype: str | None = None) -> bytes:
-    """The config.json of the artefact; `dtype`, if given, is the type it names."""
+def config_bytes(
+    model: FusedModel, dtype: str | None = None, more: Mapping[str, Any] | None = None
+) -> bytes:
+    """The config.json of the artefact; `dtype`, if given, is the type it names.
+
+    `more` are keys of the target's own, such as `quantization_config`; they come last.
+    """
     cleaned = clean_config(model.checked.checkpoint.config)
     cleaned["tie_word_embeddings"] = model.tied
     if dtype is not None:
         # torch_dtype is what transformers before 4.56 reads.
         named = [key for key in ("dtype", "torch_dtype") if key in cleaned]
         cleaned |= dict.fromkeys(named or ["dtype"], dtype)
+    cleaned |= more or {}
     return (json.dumps(cleaned, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def write_companions(model: FusedModel, folder: Path, dtype: str | None = None) -> None:
-    """Write config.json and the sidecars, byte for byte, into `folder`."""
-    write_file(folder / "config.json", config_bytes(model, dtype))
+def write_companions(
+    model: FusedModel,
+    folder: Path,
+    dtype: str | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Write config.json (see `config_bytes`) and the sidecars, byte for byte, into `folder`."""
+    write_file(folder / "config.json", config_bytes(model, dtype, more))
     for sidecar in model.checked.checkpoint.sidecars:
         (folder / sidecar.name).parent.mkdir(exist_ok=True)
         with RawWriter(folder / sidecar.name) as writer, sidecar.path.open("rb") as source:
@@ -51,9 +62,11 @@ def write_companions(model: FusedModel, folder: Path, dtype: str | None = None) 
             writer.close()
 
 
-def plan_companions(model: FusedModel, dtype: str | None = None) -> tuple[PlannedFile, ...]:
+def plan_companions(
+    model: FusedModel, dtype: str | None = None, more: Mapping[str, Any] | None = None
+) -> tuple[PlannedFile, ...]:
     """The same files with their sizes."""
-    files = [PlannedFile("config.json", len(config_bytes(model, dtype)))]
+    files = [PlannedFile("config.json", len(config_bytes(model, dtype, more)))]
     files += [PlannedFile(s.name, s.path.stat().st_size) for s in model.checked.checkpoint.sidecars]
     return tuple(files)
 
