@@ -1,17 +1,19 @@
 """A fused model as far as headers tell: for `--plan`, which reads no weight of the model.
 
-One exception: an adapter that records its base's digest (LoSA) has the base hashed.
+Two exceptions: an adapter that records its base's digest (LoSA) has the base hashed, and a target
+that packs has the masks counted, which may be the zeros of the weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from exporter.adapters.base import Adapter
 from exporter.arch.spec import load_spec
 from exporter.check.arrange import arranged
 from exporter.check.dtypes import check_dtypes
-from exporter.check.masks import ZerosMasks, linear_shapes
+from exporter.check.masks import FileMasks, ZerosMasks, linear_shapes
 from exporter.check.names import account
 from exporter.check.shapes import check_shapes
 from exporter.check.vocab import check_vocab
@@ -37,7 +39,8 @@ def header_model(request: ExportRequest) -> FusedModel:
     checked = _checked(Checkpoint.open(request.model))
     checkpoint = checked.checkpoint
     if request.masks is not None:
-        MasksFile.open(request.masks, linear_shapes(checked.spec))
+        file = MasksFile.open(request.masks, linear_shapes(checked.spec))
+        checked = replace(checked, masks=FileMasks(file))
     adapters = [adapter for adapter, _ in read_adapters(request, checkpoint, checked.spec)]
     separate = request.policy == "separate"
     changed = {f"{module}.weight" for a in adapters for module in a.deltas}

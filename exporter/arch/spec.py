@@ -13,7 +13,9 @@ from exporter.arch.model_spec import Linear, ModelSpec
 from exporter.arch.moe import load_moe
 from exporter.errors import InputRefused
 
-__all__ = ["ROLES", "DecoderSpec", "Linear", "ModelSpec", "Rope", "load_spec"]
+__all__ = ["ROLES", "DecoderSpec", "Linear", "ModelSpec", "Rope", "artefact_spec", "load_spec"]
+
+_STORAGE = ("quantization_config", "compression_config")
 
 
 def load_spec(config: Mapping[str, Any]) -> ModelSpec:
@@ -30,8 +32,17 @@ def load_spec(config: Mapping[str, Any]) -> ModelSpec:
     return body if family.experts is None else load_moe(body, family)
 
 
+def artefact_spec(config: Mapping[str, Any]) -> ModelSpec:
+    """Spec of an artefact's config.json, which may say how its weights are packed.
+
+    Raises:
+        InputRefused: `arch-unsupported`, `config-invalid`.
+    """
+    return load_spec({key: value for key, value in config.items() if key not in _STORAGE})
+
+
 def _refuse_foreign(config: Mapping[str, Any]) -> None:
-    for key in ("quantization_config", "compression_config"):
+    for key in _STORAGE:
         if config.get(key):
             raise InputRefused("model-quantised", f"it has a {key}", file=FILE)
     auto: Any = config.get("auto_map")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.arch.spec import load_spec
+from exporter.arch.spec import artefact_spec
 from exporter.contract import Progress, StoredTensor, Target
 from exporter.errors import VerificationFailed
 from exporter.store.jsonio import read_json
@@ -35,7 +35,8 @@ def check_published(
     manifest = read_manifest(folder)
     check_files(folder, manifest)
     recorded = _recorded_zeros(folder)
-    linears = {linear.weight for linear in load_spec(read_json(folder / "config.json")).linears()}
+    spec = artefact_spec(read_json(folder / "config.json"))
+    linears = {linear.weight for linear in spec.linears()}
     failures, names, sizes, zeros = [], list[str](), 0, 0
     for stored in target.read_back(folder):
         names.append(stored.name)
