@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.model import FusedModel
+from exporter.model import FusedModel, QuantKind
 from exporter.store.dtypes import F32
 
 Progress = Callable[[str, int, int], None]  # (what, done, total) in bytes or steps
@@ -267,6 +267,29 @@ class Rounds(Protocol):
 
         The reference then runs these, so that the tolerance need not allow for the rounding,
         which is checked by itself, value by value.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class QuantiseRequest:
+    """How a target wants the values of pruned linears."""
+
+    kind: QuantKind
+    group: int = 0  # columns that share a scale, a multiple of 64; 0: one scale for a row
+    method: Literal["round", "gptq"] = "round"  # gptq: error feedback, on calibration text
+    dense: bool = False  # linears without a mask too
+
+
+class Quantises(Protocol):
+    """A target that stores codes and scales; asked once, before `inspect`."""
+
+    def quantisation(self) -> QuantiseRequest | None:
+        """None: the values as they are. The model given to `inspect`, `plan` and `lower` then has
+        `FusedTensor.quantised` (that of `--plan` does not: it has headers alone).
+
+        Raises:
+            UsageError: `target-option`.
         """
         ...
 

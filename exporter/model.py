@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from exporter.arch.model_spec import Linear, ModelSpec
 from exporter.sparsity.mask import Mask
 from exporter.sparsity.pattern import LinearPattern
@@ -68,6 +71,31 @@ class LowRank:
 
 
 RowReader = Callable[[int, int], F32]
+QuantKind = Literal["int8", "int4", "fp8"]
+# int8 `[rows, in]` for int8 and int4 (-7..7), float8_e4m3fn for fp8; float32 `[rows, G]`.
+CodesAndScales = tuple[NDArray[np.generic], F32]
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A weight `[out, in]` as codes and scales, `W = code * scale` in float32, exactly.
+
+    `scales` are finite, above 0 and exact in bfloat16; G is 1 for group 0, else
+    `ceil(in / group)`, and group g scales columns `[g * group, (g + 1) * group)`. Pruned positions
+    have code 0. Equal calls give equal bits.
+    """
+
+    kind: QuantKind
+    group: int  # columns that share a scale; 0: the whole row
+    block: Callable[[int, int], CodesAndScales]  # of rows `[r0:r1)`; cheaper than both apart
+
+    def codes(self, r0: int, r1: int) -> NDArray[np.generic]:
+        """Codes of rows `[r0:r1)`."""
+        return self.block(r0, r1)[0]
+
+    def scales(self, r0: int, r1: int) -> F32:
+        """Scales of rows `[r0:r1)`."""
+        return self.block(r0, r1)[1]
 
 
 @dataclass(frozen=True)
@@ -77,7 +105,7 @@ class FusedTensor:
     `rows(r0, r1)` gives fresh float32 rows of axis 0: float32 merge, not yet rounded; the
     writer rounds once. `shape` and `rows` of a linear are those of `[out, in]`, whether or not
     the checkpoint stores its transpose (`linear.transposed`). Zeros outside the mask are +0.0
-    exactly. Equal calls give equal bits.
+    exactly. Equal calls give equal bits. Where `quantised` is set, `rows` gives `code * scale`.
     """
 
     name: str
@@ -85,6 +113,7 @@ class FusedTensor:
     rows: RowReader
     linear: Linear | None = None
     changed: bool = False  # an adapter touches it
+    quantised: Quantised | None = None
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from exporter.merge.fuse import fuse
 from exporter.merge.policies import require_calibration
 from exporter.model import CheckedModel, FusedModel
 from exporter.provenance import build_report
+from exporter.quantise.stage import quantise, wanted
 from exporter.report.costs import CostsPart
 from exporter.report.export import ExportReport, Measured
 from exporter.report.inspect import InspectReport, report_of
@@ -57,7 +58,8 @@ class Prepared:
 
     request: ExportRequest
     target: Target
-    model: FusedModel
+    merged: FusedModel  # with the adapters in
+    model: FusedModel  # `merged` with the values that the target asked for
     adapters: tuple[tuple[Adapter, float], ...]
     diagnostics: tuple[Diagnostic, ...]
     plan: LowerPlan
@@ -85,10 +87,13 @@ def prepare(
             check_claim(request.expect, checked.patterns.values())
     with watch.stage("read adapters"):
         adapters = read_adapters(request, checked.checkpoint, checked.spec)
-    model, costs = _fuse(request, checked, adapters, watch, progress, work)
+    merged, costs = _fuse(request, checked, adapters, watch, progress, work)
+    asked = wanted(target)
+    model = merged if asked is None else quantise(merged, asked)
     diagnostics = tuple(target.inspect(model))
     _stop_on_refusal(request.target, diagnostics)
-    return Prepared(request, target, model, adapters, diagnostics, target.plan(model), costs)
+    plan = target.plan(model)
+    return Prepared(request, target, merged, model, adapters, diagnostics, plan, costs)
 
 
 def _checked(
@@ -200,7 +205,7 @@ def _verify_and_publish(
         inputs = describe_inputs(prepared.request, prepared.model, listener.progress)
         report = build_report(
             prepared.target,
-            prepared.model,
+            prepared.merged,
             prepared.adapters,
             prepared.diagnostics,
             staged.folder,
