@@ -132,6 +132,10 @@ CATALOGUE: dict[str, ErrorKind] = {
         "The mask and the weights disagree.",
         "Give the mask the model was pruned with, or the model that belongs to the mask.",
     ),
+    "bitmask-invalid": ErrorKind(
+        "A sparse-24-bitmask or sparse-bitmask tensor of compressed-tensors breaks its format.",
+        "Fetch the checkpoint again, or compress it again with compressed-tensors 0.14.0.1.",
+    ),
     "permutation-invalid": ErrorKind(
         "A list of channels is no permutation of them.",
         "Give the order that was saved when the channels were moved.",
@@ -139,6 +143,19 @@ CATALOGUE: dict[str, ErrorKind] = {
     "pattern-mismatch": ErrorKind(
         "The model is not sparse in the way that was claimed.",
         "N:M counts kept weights here; see docs/reference/patterns.md.",
+    ),
+    # --- the packed layout
+    "packed-invalid": ErrorKind(
+        "A packed folder breaks its format, or config.json and the tensors disagree.",
+        "Fetch the folder again, or export it again; see docs/formats/packed.md.",
+    ),
+    "packed-version": ErrorKind(
+        "A packed folder of a version of the format that is not known here.",
+        "Install the release of sparse-export that wrote it, or a later one.",
+    ),
+    "packed-cut": ErrorKind(
+        "A packed weight cannot be cut there without another set of scales.",
+        "Serve it with fewer tensor-parallel ranks, or export it with group=0.",
     ),
     # --- adapters
     "adapter-invalid": ErrorKind("The adapter's files break its format.", "Save it again."),
