@@ -25,7 +25,6 @@ from backends.interpreters import Interpreter, PythonRange, find_python
 from exporter.errors import EngineUnfit
 
 _PIP_SECONDS = 1800
-_CHECK_SECONDS = 300
 _LOG_LINES = 15
 _CLEAN = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PIP_REQUIRE_VIRTUALENV", "PIP_TARGET")
 
@@ -41,6 +40,9 @@ class ManagedRuntime:
             JSON object with "version"; any other exit status than 0 refuses the environment.
         unfit: why this machine can never run the engine, or None.
         env: variables to set whenever the engine runs.
+        prepare: given the environment's folder before the check and whenever its interpreter is
+            asked for, to bring in what is not in the lock; cheap where all is there.
+        check_seconds: how long `check` may take.
     """
 
     name: str
@@ -52,6 +54,8 @@ class ManagedRuntime:
     unfit: Callable[[], str | None]
     licence: str = ""
     env: Mapping[str, str] = field(default_factory=dict[str, str])
+    prepare: Callable[[Path], None] | None = None
+    check_seconds: float = 300.0
 
     def folder(self) -> Path:
         """Where the environment is, or would be."""
@@ -63,12 +67,17 @@ class ManagedRuntime:
 
         Raises:
             EngineUnfit: `engine-missing` where it is not installed, `engine-unfit` where it
-                never can be.
+                never can be, `install-failed` where it cannot be prepared.
         """
         status = self.status()
         if not status.available:
             code = "engine-unfit" if self.unfit() else "engine-missing"
             raise EngineUnfit(code, f"{self.engine} {self.version}: {status.reason}")
+        if self.prepare is not None:
+            try:
+                self.prepare(self.folder())
+            except OSError as error:
+                raise EngineUnfit("install-failed", str(error), file=str(self.folder())) from error
         return _python_of(self.folder())
 
     def environment(self) -> dict[str, str]:
@@ -133,6 +142,8 @@ class ManagedRuntime:
             self._run([python.path, "-I", "-m", "venv", str(partial)], _PIP_SECONDS)
             report(f"installing {self.engine} {self.version}", 1, 3)
             self._run([str(_python_of(partial)), "-I", "-m", "pip", *self._pip()], _PIP_SECONDS)
+            if self.prepare is not None:
+                self.prepare(partial)
             report(f"checking {self.engine}", 2, 3)
             facts = self._checked(partial)
             stamp = {**facts, "engine": self.engine, "python": python.version}
@@ -140,6 +151,7 @@ class ManagedRuntime:
             final = self.folder()
             if final.exists():  # broken, or status would have said ready
                 shutil.rmtree(final)
+            _readdress_scripts(partial, final)
             partial.rename(final)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -153,7 +165,7 @@ class ManagedRuntime:
 
     def _checked(self, folder: Path) -> dict[str, Any]:
         argv = [str(_python_of(folder)), "-I", "-B", str(self.check)]
-        lines = self._run(argv, _CHECK_SECONDS).splitlines()
+        lines = self._run(argv, self.check_seconds).splitlines()
         try:
             facts = cast(dict[str, Any], json.loads(lines[-1]))
             found = str(facts["version"])
@@ -208,6 +220,16 @@ def _no_python(wanted: PythonRange, given: str | None) -> str:
 
 def _python_of(folder: Path) -> Path:
     return folder / "bin" / "python"
+
+
+def _readdress_scripts(partial: Path, final: Path) -> None:
+    # pip writes the environment's path into the first line of each command.
+    for script in (partial / "bin").iterdir():
+        if script.is_symlink() or not script.is_file():
+            continue
+        content = script.read_bytes()
+        if content.startswith(b"#!"):
+            script.write_bytes(content.replace(os.fsencode(partial), os.fsencode(final)))
 
 
 def _read_stamp(folder: Path) -> dict[str, str] | None:

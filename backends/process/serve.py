@@ -34,8 +34,9 @@ def serve(build: Callable[[], Any]) -> int:
     """Answer requests until the other end closes; the process's exit status.
 
     Args:
-        build: gives the session: `max_tokens`, `prefill`, `decode`, `generate`, `close`, and
-            `facts()` as a dict without `peak_rss_bytes` and `load_seconds`.
+        build: gives the session: `max_tokens`, `prefill`, `decode`, `generate`, `close`,
+            `facts()` as a dict without `peak_rss_bytes` and `load_seconds`, and where the other
+            end asks for it `hidden_states`.
     """
     read_fd, write_fd, parent = [int(x) for x in os.environ.pop(WIRE_VARIABLE).split(",")]
     _die_with(parent)
@@ -79,6 +80,8 @@ def _run(session: Any, request: dict[str, Any]) -> tuple[dict[str, Any], dict[st
     if op == "generate":
         made, seconds = session.generate(request["tokens"], request["n"])
         return {"tokens": [int(t) for t in made], "seconds": [float(s) for s in seconds]}, {}
+    if op == "hidden_states":
+        return {}, session.hidden_states(request["tokens"])
     if op == "facts":
         return {"facts": session.facts()}, {}
     raise Unfit("engine-refused", f"no operation {op!r}")

@@ -1,0 +1,1 @@
+"""vLLM as a target: the packed layout, the plugin that loads it, its managed environment."""
