@@ -75,8 +75,10 @@ def fill(spec: PackedLinear, parts: Parts, r0: int, r1: int, out: Array) -> None
 def tiles(spec: PackedLinear, parts: Parts, b0: int, b1: int) -> Array:
     """Row blocks `[b0, b1)` in tile order, zeros included: `[b1 - b0, C, 1024]` of codes."""
     mask = parts["mask"][b0:b1]
-    # An index list of one batch takes less time than numpy's own assignment by a bool array.
-    at = np.flatnonzero(np.unpackbits(mask.reshape(-1), bitorder="little"))
+    bits = np.unpackbits(mask.reshape(-1), bitorder="little").view(np.bool_)
+    # An index list of one batch takes less time than numpy's own assignment by a bool array, and
+    # numpy finds the set places of bool seven times as fast as those of uint8.
+    at = np.flatnonzero(bits)
     raw = np.zeros(mask.shape[0] * mask.shape[1] * TILE, f"u{spec.values.codes.itemsize}")
     raw[at] = block_values(spec, parts, b0, b1).view(raw.dtype)
     return raw.view(spec.values.codes).reshape(mask.shape[0], mask.shape[1], TILE)
