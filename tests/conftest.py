@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+# Before anything imports triton: its kernels run in its interpreter, on the CPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import pytest
 from hypothesis import settings
 

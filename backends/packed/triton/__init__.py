@@ -1,1 +1,1 @@
-"""Kernels that load sparse weights and compute densely on a GPU; import `.ops`, never `triton` here."""
+"""Kernels that load sparse weights and compute densely, and the operator that calls them."""

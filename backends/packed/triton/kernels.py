@@ -1,7 +1,3 @@
-# pyright: reportMissingParameterType=false, reportUnknownParameterType=false
-# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportArgumentType=false
-# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
-# Kernels are written in Triton's language, which Python's types do not describe.
 """Triton kernels on the packed layout: y = x W^T, and decompression to a dense scratch.
 
 The scheme is "load sparse, compute dense": masks and values travel from memory, a tile of
@@ -13,6 +9,11 @@ launch configuration alone. Only what Triton's interpreter can run is used, whic
 libdevice and inline PTX. Casts to bfloat16 are the exception: the interpreter truncates them
 and multiplies bfloat16 as integers, so under it launches ask for float32 (see launch.py).
 """
+
+# pyright: reportMissingParameterType=false, reportUnknownParameterType=false
+# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportArgumentType=false
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+# Kernels are written in Triton's language, which Python's types do not describe.
 
 from __future__ import annotations
 
@@ -49,13 +50,14 @@ def decode(raw, slot, CODE: tl.constexpr, COMPUTE: tl.constexpr):
     """
     if CODE == _INT4:
         nibble = (raw.to(tl.int32) >> ((slot & 1) * 4)) & 15
-        return ((nibble ^ 8) - 8).to(tl.float32).to(COMPUTE)
+        value = ((nibble ^ 8) - 8).to(tl.float32)
     elif CODE == _FP8:
         bits = raw.to(tl.int32)
         half = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
-        return (half.to(tl.int16).to(tl.float16, bitcast=True) * 256.0).to(COMPUTE)
+        value = half.to(tl.int16).to(tl.float16, bitcast=True) * 256.0
     else:
-        return raw.to(COMPUTE)
+        value = raw
+    return value.to(COMPUTE)
 
 
 @triton.jit
@@ -124,23 +126,24 @@ def any_tile(
     """[16 * BR, 64] weights from row block `first` and column tile `tile`, whatever the kind."""
     if KIND == _DENSE:
         row = first * 16 + tl.arange(0, BR * 16)
-        return dense_tile(values, row, tile, out_features, in_features, CODE, COMPUTE)
+        weights = dense_tile(values, row, tile, out_features, in_features, CODE, COMPUTE)
     else:
         blocks = first + tl.arange(0, BR)
         R, C = (out_features + 15) // 16, (in_features + 63) // 64
-        return sparse_tile(
+        weights = sparse_tile(
             mask, values, offsets, start, blocks, tile, R, C, KIND, STEP, CODE, SLOTS, COMPUTE, BR
         )
+    return weights
 
 
 @triton.jit
 def block_starts(starts, first, out_features, KIND: tl.constexpr, BR: tl.constexpr):
     """First slots of the row blocks (int64 [BR]); zeros where the kind computes them."""
     blocks = first + tl.arange(0, BR)
+    start = blocks.to(tl.int64) * 0
     if KIND == _RAGGED:
-        return tl.load(starts + blocks, mask=blocks < (out_features + 15) // 16, other=0)
-    else:
-        return blocks.to(tl.int64) * 0
+        start = tl.load(starts + blocks, mask=blocks < (out_features + 15) // 16, other=0)
+    return start
 
 
 @triton.jit

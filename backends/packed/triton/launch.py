@@ -6,7 +6,7 @@ Nothing here waits for the device or allocates by data, so a CUDA graph can capt
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import triton
@@ -31,13 +31,14 @@ _TRITON = {
     torch.float16: tl.float16,
     torch.float32: tl.float32,
 }
-INTERPRETED = not isinstance(kernels.multiply, triton.JITFunction)
+# Where TRITON_INTERPRET=1 was set when the kernels were imported, `triton.jit` made other objects.
+INTERPRETED = not isinstance(cast(object, kernels.multiply), triton.JITFunction)
 _ADD_BLOCK = 1024
 
 
 @dataclass(frozen=True)
 class Config:
-    """How a product is cut: row blocks of a program, splits of the input, warps, loads in flight."""
+    """How a product is cut: row blocks of a program, splits of the input, warps, stages."""
 
     block_rows: int = 2
     splits: int = 1
@@ -66,10 +67,10 @@ def multiply(
     per_split = -(-layout.column_tiles // config.splits)
     splits = -(-layout.column_tiles // per_split)
     target = y if splits == 1 else y.new_empty(splits, *y.shape, dtype=torch.float32)
-    block_m = min(64, max(16, triton.next_power_of_2(rows)))
+    block_m = min(64, max(16, 1 << (rows - 1).bit_length()))
     grid = (-(-layout.row_blocks // config.block_rows), splits, -(-rows // block_m))
-    kernels.multiply[grid](
-        x, *_pointers(weight), bias if bias is not None else x, target,
+    _launch(
+        kernels.multiply, grid, x, *weight.tensors, bias if bias is not None else x, target,
         rows, layout.out_features, layout.in_features, x.stride(0),
         layout.groups, layout.tiles_per_group, per_split,
         **_constants(layout, _compute(layout.type, x.dtype), config.block_rows),
@@ -83,7 +84,9 @@ def multiply(
 
 def add_splits(parts: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> None:
     """y [M, out] = sum of parts [splits, M, out] float32, first to last, + bias."""
-    kernels.add_splits[(-(-y.numel() // _ADD_BLOCK),)](
+    grid = (-(-y.numel() // _ADD_BLOCK),)
+    _launch(
+        kernels.add_splits, grid,
         parts, bias if bias is not None else parts, y, y.numel(), y.shape[1],
         SPLITS=parts.shape[0], BIASED=bias is not None, BLOCK=_ADD_BLOCK,
     )  # fmt: skip
@@ -95,16 +98,17 @@ def expand(weight: SparseWeight, dtype: torch.dtype, r0: int, r1: int) -> torch.
     y = torch.empty(r1 - r0, layout.in_features, dtype=_stored(dtype), device=weight.values.device)
     grid = (-(-(r1 - r0) // (16 * block_rows)), layout.column_tiles)
     compute = torch.float32 if layout.type.quantised else _FLOATS[layout.type]
-    kernels.expand[grid](
-        *_pointers(weight), y, r0 // 16, r1 - r0,
+    _launch(
+        kernels.expand, grid, *weight.tensors, y, r0 // 16, r1 - r0,
         layout.out_features, layout.in_features, layout.groups, layout.tiles_per_group,
         **_constants(layout, compute, block_rows), num_warps=4,
     )  # fmt: skip
     return y.to(dtype)
 
 
-def _pointers(weight: SparseWeight) -> tuple[torch.Tensor, ...]:
-    return weight.mask, weight.values, weight.offsets, weight.starts, weight.scales
+def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+    """Start a kernel; `Any`, for a kernel's parameters have no types that Python knows."""
+    kernel[grid](*args, **constants)
 
 
 def _constants(layout: Layout, compute: torch.dtype, block_rows: int) -> dict[str, Any]:

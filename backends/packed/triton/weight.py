@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from backends.packed.order import TILE, TILE_COLUMNS
 from backends.packed.spec import PackedLinear
+from backends.packed.torch_unpack import to_torch
 from backends.packed.values import ValueType
 
 Part = torch.Tensor | NDArray[Any]
@@ -38,6 +38,13 @@ class Layout:
         slots = TILE * spec.n // spec.m if spec.kind == "nm" else 0
         kind, values = KINDS.index(spec.kind), VALUES.index(spec.values)
         return cls(kind, values, *spec.shape, slots, spec.group)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The fields in order: an argument of the operator, `Layout(*numbers)` again."""
+        return (
+            self.kind, self.values, self.out_features, self.in_features, self.slots, self.group
+        )  # fmt: skip
 
     @property
     def type(self) -> ValueType:
@@ -81,33 +88,34 @@ class SparseWeight:
     scales: torch.Tensor
 
     @classmethod
-    def load(
-        cls, spec: PackedLinear, parts: Mapping[str, Part], device: torch.device
-    ) -> SparseWeight:
-        """Bring checked parts (backends.packed.check) of a linear to a device.
+    def of(cls, spec: PackedLinear, parts: Mapping[str, torch.Tensor]) -> SparseWeight:
+        """From checked parts (backends.packed.check) of a linear, all on one device.
 
         The only repack is a change of view: bytes of a mask are read as little-endian words. The
         kernels trust what they read, so parts that were not checked must not come here.
         """
-        found = {name: _tensor(part).to(device) for name, part in parts.items()}
-        values = found["values"]
+        values = parts["values"]
+        device = values.device
         if spec.values in (ValueType.FP8, ValueType.INT4):
             values = values.view(torch.uint8)
-        mask = found["mask"].view(torch.int32) if "mask" in found else None
+        mask = parts["mask"].contiguous().view(torch.int32) if "mask" in parts else None
         return cls(
             Layout.of(spec),
             _or_empty(mask, torch.int32, device),
             values.contiguous(),
-            _or_empty(found.get("offsets"), torch.int32, device),
-            _or_empty(found.get("starts"), torch.int64, device),
-            _or_empty(found.get("scales"), torch.bfloat16, device),
+            _or_empty(parts.get("offsets"), torch.int32, device),
+            _or_empty(parts.get("starts"), torch.int64, device),
+            _or_empty(parts.get("scales"), torch.bfloat16, device),
         )
 
     @property
-    def nbytes(self) -> int:
-        """Bytes on the device."""
-        tensors = (self.mask, self.values, self.offsets, self.starts, self.scales)
-        return sum(tensor.nbytes for tensor in tensors)
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """In the order of the fields: `SparseWeight(layout, *tensors)` again."""
+        return self.mask, self.values, self.offsets, self.starts, self.scales
+
+    def emptied(self) -> SparseWeight:
+        """The same with empty tensors, for a linear that is computed otherwise."""
+        return SparseWeight(self.layout, *(tensor.new_empty(0) for tensor in self.tensors))
 
 
 def _or_empty(
@@ -118,16 +126,6 @@ def _or_empty(
     return tensor.to(dtype).contiguous()
 
 
-_BY_BYTES = {"bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn}
-
-
-def _tensor(part: Part) -> torch.Tensor:
-    """A NumPy array as a tensor; types of ml_dtypes, which torch does not know, by their bits."""
-    if isinstance(part, torch.Tensor):
-        return part
-    array = np.ascontiguousarray(part)
-    dtype = _BY_BYTES.get(array.dtype.name)
-    if dtype is None:
-        return torch.from_numpy(array)
-    plain = {1: np.uint8, 2: np.int16}[array.dtype.itemsize]
-    return torch.from_numpy(array.view(plain)).view(dtype)
+def as_tensor(part: Part) -> torch.Tensor:
+    """A part as a tensor, whichever way the caller read it."""
+    return part if isinstance(part, torch.Tensor) else to_torch(part)

@@ -1,0 +1,176 @@
+"""Measure, once at load, which way a packed linear is fastest for how many rows of x."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from backends.packed.spec import PackedLinear
+from backends.packed.triton import half, ops
+from backends.packed.triton.plan import ANY, Path, Plan, Step
+from backends.packed.triton.weight import SparseWeight
+
+Memory = Literal["fast", "low"]
+Timer = Callable[[Callable[[], torch.Tensor]], float]
+"""Microseconds of one call, launches and cold caches as at decode."""
+
+ROWS = (1, 8, 16, 32, 64, ANY)
+_MANY = 512  # rows that stand for "more than 64" when timed
+_DECODE = 64  # most rows for which the Triton kernel is made
+_SLAB = 1 << 22  # elements of a slab: 8 MB at 16 bits
+_WAVES = 2  # programs for each processor that splitting the input aims at
+_TOLERANCE = 0.05  # of the dense result's largest entry: finds wrong answers, not rounding
+
+
+class Resident(NamedTuple):
+    """One linear in each form that may be tried; dense and half are empty where they are not."""
+
+    sparse: SparseWeight
+    dense: torch.Tensor
+    half: torch.Tensor
+
+    def run(self, path: Path, args: tuple[int, ...], x: torch.Tensor) -> torch.Tensor:
+        """x [M, in] one given way, without bias."""
+        return ops.run(path, args, x, None, self.sparse, self.dense, self.half)
+
+
+@dataclass
+class Tuner:
+    """Finds plans; layers of one form share what was measured.
+
+    Everything that touches a device is a field, so that choices can be tested without one.
+
+    Attributes:
+        timer: what measures; None: nothing is measured and `fallback` decides.
+        triton: whether the Triton kernels run on this device.
+        sparse24: whether cuSPARSELt does.
+        processors: of the device, for the number of splits.
+        search: the algorithm for a compressed weight and an x.
+    """
+
+    timer: Timer | None
+    triton: bool
+    sparse24: bool
+    processors: int
+    search: Callable[[torch.Tensor, torch.Tensor], int] = half.search
+    _plans: dict[tuple[object, ...], Plan] = field(default_factory=dict[tuple[object, ...], Plan])
+
+    @classmethod
+    def of_device(cls, device: torch.device) -> Tuner:
+        """For a CUDA device. Never run by the project's own tests: no GPU has been at hand."""
+        from triton.testing import do_bench
+
+        def timer(call: Callable[[], torch.Tensor]) -> float:
+            # Clears the L2 cache between calls, as the other layers do at decode.
+            found: Any = do_bench(call, warmup=5, rep=20, return_mode="median")
+            return float(found) * 1e3
+
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+        return cls(timer, True, half.available(), processors)
+
+    def plan(
+        self, spec: PackedLinear, resident: Resident, dtype: torch.dtype, memory: Memory
+    ) -> Plan:
+        """The plan for a linear, measured the first time its form is seen.
+
+        Args:
+            resident: `dense` is always there in `fast`, and in `low` only to check answers.
+        """
+        sparse = resident.sparse
+        density = round(20 * spec.nnz / (spec.shape[0] * spec.shape[1]))
+        key = (sparse.layout, density, dtype, memory, resident.half.numel() > 0)
+        if key not in self._plans:
+            if self.timer is None:
+                self._plans[key] = self.fallback(sparse, memory)
+            else:
+                steps = [self._step(rows, resident, dtype, memory) for rows in ROWS]
+                self._plans[key] = Plan(tuple(steps))
+        return self._plans[key]
+
+    def fallback(self, sparse: SparseWeight, memory: Memory) -> Plan:
+        """Without a measurement: dense where it may stay, else the kernel up to 64 rows."""
+        if memory == "fast" or not self.triton:
+            return Plan((Step(ANY, Path.DENSE),))
+        config = next(self._configs(sparse))
+        many = Step(ANY, Path.SLABS, _slab(sparse))
+        return Plan((Step(_DECODE, Path.TRITON, config), many))
+
+    def _step(self, rows: int, resident: Resident, dtype: torch.dtype, memory: Memory) -> Step:
+        m = min(rows, _MANY)
+        x = _example(m, resident, dtype)
+        want = resident.run(Path.DENSE, (), x)
+        times: list[tuple[float, Path, tuple[int, ...], str]] = []
+        refused: list[tuple[str, str]] = []
+        for path, args in self._candidates(m, resident, memory, x):
+            name = f"{path.name.lower()}{list(args) or ''}"
+            problem, microseconds = self._try(resident, path, args, x, want)
+            if problem:
+                refused.append((name, problem))
+            else:
+                times.append((microseconds, path, args, name))
+        if not times:
+            raise RuntimeError(f"no way to multiply works here: {refused}")
+        _, path, args, _ = min(times)
+        measured = tuple((name, us) for us, _, _, name in times)
+        return Step(rows, path, args, measured, tuple(refused))
+
+    def _try(
+        self,
+        resident: Resident,
+        path: Path,
+        args: tuple[int, ...],
+        x: torch.Tensor,
+        want: torch.Tensor,
+    ) -> tuple[str, float]:
+        """What speaks against a candidate ("" if nothing), and its time."""
+        timer = self.timer
+        try:
+            error = (resident.run(path, args, x) - want).abs().max()
+            if not float(error) <= _TOLERANCE * float(want.abs().max()):
+                return f"wrong by {float(error):.3g}", 0.0
+            return "", timer(lambda: resident.run(path, args, x)) if timer else 0.0
+        except RuntimeError as problem:  # what torch and Triton raise where a device refuses
+            return str(problem).partition("\n")[0][:200], 0.0
+
+    def _candidates(
+        self, m: int, resident: Resident, memory: Memory, x: torch.Tensor
+    ) -> Iterator[tuple[Path, tuple[int, ...]]]:
+        sparse = resident.sparse
+        if memory == "fast" or not self.triton:
+            yield Path.DENSE, ()
+        elif m > _DECODE:
+            yield Path.SLABS, _slab(sparse)
+        if self.triton and (m <= _DECODE or memory == "low"):
+            for config in self._configs(sparse):
+                yield Path.TRITON, config
+        if self.sparse24 and resident.half.numel():
+            try:
+                yield Path.HALF, (self.search(resident.half, x),)
+            except RuntimeError:  # the search refuses what the product would: nothing to offer
+                return
+
+    def _configs(self, sparse: SparseWeight) -> Iterator[tuple[int, ...]]:
+        """Row blocks of a program, splits, warps, stages."""
+        layout = sparse.layout
+        for block_rows in (2, 1, 4):
+            programs = -(-layout.row_blocks // block_rows)
+            wanted = -(-_WAVES * self.processors // programs)
+            splits = 1 << (min(wanted, layout.column_tiles, 16).bit_length() - 1)
+            yield block_rows, splits, 4, 2
+            if splits > 1:
+                yield block_rows, 1, 4, 2
+
+
+def _slab(sparse: SparseWeight) -> tuple[int, ...]:
+    return (max(16, _SLAB // sparse.layout.in_features // 16 * 16),)
+
+
+def _example(rows: int, resident: Resident, dtype: torch.dtype) -> torch.Tensor:
+    """Repeatable x of one sign pattern a row; no random numbers, whose state others may need."""
+    shape = rows, resident.sparse.layout.in_features
+    device = resident.sparse.values.device
+    line = torch.arange(shape[0] * shape[1], device=device).reshape(shape)
+    return torch.cos(line.to(torch.float32)).to(dtype)
