@@ -1,0 +1,9 @@
+from typing import Any
+
+class LoadConfig:
+    load_format: str | Any
+
+class VllmConfig:
+    load_config: LoadConfig
+
+def get_current_vllm_config_or_none() -> VllmConfig | None: ...
