@@ -16,14 +16,14 @@ from typing import Any, cast
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from exporter.arch.spec import load_spec
+from exporter.arch.spec import artefact_spec
 from exporter.contract import StoredTensor
 from exporter.errors import InputRefused, VerificationFailed
 from exporter.store.dtypes import F32
 from exporter.store.jsonio import read_json
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_ITEMS = {"F32": 4, "F16": 2, "BF16": 2}
+_ITEMS = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I64": 8}
 _BLOCK = 4 << 20
 
 
@@ -36,7 +36,7 @@ def read_back(folder: Path) -> Iterator[StoredTensor]:
     """
     try:
         config = read_json(folder / "config.json")
-        spec = load_spec(config)
+        spec = artefact_spec(config)
         named = _weight_map(folder)
     except InputRefused as error:
         raise VerificationFailed("verify-structure", error.found, file=error.file) from error

@@ -1,0 +1,69 @@
+"""compressed-tensors 0.14.0.1 in a folder of its own, and programs that run with it.
+
+A folder and not an environment: the library is pure Python and takes the torch and transformers
+that are here already, and a second torch would cost a gigabyte.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from backends.runtimes import runtimes_home
+
+LOCK = Path(__file__).with_name("ct.lock")
+_STRICT = ("--require-hashes", "--no-deps", "--only-binary", ":all:")
+
+
+def ct_folder() -> Path:
+    """The folder, made whole or not at all on the first call; other processes wait for it.
+
+    Raises:
+        subprocess.CalledProcessError: pip failed; its words are in `.stdout`.
+    """
+    digest = hashlib.sha256(LOCK.read_bytes()).hexdigest()[:12]
+    home = runtimes_home()
+    home.mkdir(parents=True, exist_ok=True)
+    final = home / f"compressed-tensors-{digest}"
+    with (home / ".compressed-tensors.lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if not final.exists():
+            partial = Path(tempfile.mkdtemp(prefix=".compressed-tensors.", dir=home))
+            try:
+                _install(partial)
+                partial.rename(final)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    return final
+
+
+def _install(folder: Path) -> None:
+    pip = [sys.executable, "-I", "-m", "pip", "install", "--quiet", "--no-input"]
+    told = [*_STRICT, "--target", str(folder), "--requirement", str(LOCK)]
+    done = subprocess.run(
+        [*pip, *told], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"compressed-tensors could not be installed:\n{done.stdout[-3000:]}")
+
+
+def run_with_ct(program: Path, *arguments: str) -> str:
+    """Standard output of a Python program that can import compressed_tensors."""
+    env = {**os.environ, "PYTHONPATH": str(ct_folder()), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, str(program), *arguments],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{program.name} failed:\n{done.stderr[-3000:]}")
+    return done.stdout
