@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.model import FusedModel, QuantKind
+from exporter.sparsity.mask import Bools
 from exporter.store.dtypes import F32
 
 Progress = Callable[[str, int, int], None]  # (what, done, total) in bytes or steps
@@ -74,6 +75,22 @@ class LowerPlan:
     files: tuple[PlannedFile, ...]
     peak_bytes: int
     actions: Mapping[str, str] = field(default_factory=dict)  # tensor -> copied | merged | ...
+    # Weights that are stored packed -> bytes of all their parts; files are then planned exactly.
+    packed: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a weight is stored that is not one plain array.
+
+    `kept(r0, r1)` gives rows of the stored mask, bool `[r1 - r0, in]`; None where there is none.
+    """
+
+    kind: str  # of storage: "ragged", "2:4", "dense"
+    values: str  # type of values or codes: "bf16", "int8"
+    quantised: bool = False  # `StoredTensor.rows` are codes times scales
+    kept: Callable[[int, int], Bools] | None = None
+    exact: bool = True  # the stored mask is the model's own; else it may keep more
 
 
 @dataclass(frozen=True)
@@ -87,6 +104,7 @@ class StoredTensor:
     nbytes: int
     rows: Callable[[int, int], F32]  # rows of axis 0 in the source's orientation
     sha256: Callable[[], str]  # of the stored bytes
+    packing: Packing | None = None  # None: one plain array
 
 
 @dataclass(frozen=True)

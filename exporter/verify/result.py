@@ -7,6 +7,7 @@ digits: more would say nothing and would differ between equal machines.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
@@ -83,6 +84,16 @@ class NumbersResult(_Frozen):
     failures: tuple[str, ...] = ()
 
 
+class PackedResult(_Frozen):
+    """Weights that are stored packed, by their bytes in the files."""
+
+    linears: int
+    nbytes: int  # values, masks, offsets, scales
+    dense_nbytes: int  # of the same weights as plain arrays of the type the model came in
+    ratio: Figure  # nbytes / dense_nbytes
+    kinds: Mapping[str, int]  # "ragged, bf16" -> linears
+
+
 class StructureResult(_Frozen):
     """Everything that re-reading the bytes showed."""
 
@@ -98,6 +109,7 @@ class StructureResult(_Frozen):
     file_bytes: int  # of the files that hold the tensors
     ratio: Figure  # file_bytes / tensor_bytes
     files: tuple[str, ...]
+    packed: PackedResult | None = None
     failures: tuple[str, ...] = ()
 
 

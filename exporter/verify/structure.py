@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter.contract import Progress, StoredTensor, Target
+from exporter.contract import LowerPlan, Progress, StoredTensor, Target
 from exporter.model import FusedModel, FusedTensor
 from exporter.sparsity.mask import Mask
 from exporter.store.dtypes import F32, DType, round_float32, to_float32
 from exporter.verify.branches import Branches
 from exporter.verify.diagnose import explain_shape, explain_values, same_bits
 from exporter.verify.files import check_file_set, list_files
+from exporter.verify.packed import PackedTally, StoredMask, packing_faults
 from exporter.verify.result import StructureResult
 from exporter.verify.ulp import HALF_ULP, rounding_ulp
 
@@ -38,6 +39,7 @@ class _Tally:
     kept_zeros: int = 0
     zero_values: int = 0
     rounding_ulp: float = 0.0
+    packed: PackedTally = field(default_factory=PackedTally)
     seen: dict[str, str] = field(default_factory=dict)  # name -> file
     failures: list[str] = field(default_factory=list)
 
@@ -52,14 +54,14 @@ def check_structure(
     Raises:
         SparseExportError: the target could not read its own files back.
     """
-    tally, branches = _Tally(), Branches(model)
+    tally, branches, plan = _Tally(), Branches(model), target.plan(model)
     for stored in target.read_back(folder):
-        _check_tensor(stored, model, branches, tally)
+        _check_tensor(stored, model, branches, plan, tally)
         if progress is not None:
             progress("re-read", len(tally.seen), len(model.tensors))
     tally.failures += [f"{n} is missing" for n in model.tensors if n not in tally.seen]
     tally.failures += branches.missing()
-    sizes = _check_files(target, model, folder, tally)
+    sizes = _check_files(plan, model, folder, tally)
     total = sum(sizes.values())
     shown, more = tally.failures[:_SHOWN], len(tally.failures) - _SHOWN
     return StructureResult(
@@ -74,6 +76,7 @@ def check_structure(
         file_bytes=total,
         ratio=total / max(1, tally.tensor_bytes),
         files=tuple(sizes),
+        packed=tally.packed.result(),
         failures=(*shown, *([f"and {more} more"] if more > 0 else ())),
     )
 
@@ -94,7 +97,7 @@ def parse_dtype(name: str) -> DType | None:
 
 
 def _check_tensor(
-    stored: StoredTensor, model: FusedModel, branches: Branches, tally: _Tally
+    stored: StoredTensor, model: FusedModel, branches: Branches, plan: LowerPlan, tally: _Tally
 ) -> None:
     name = stored.name
     tally.tensor_bytes += stored.nbytes
@@ -107,16 +110,21 @@ def _check_tensor(
         ours = branches.claims(name)
         tally.failures += branches.check(stored) if ours else _unexpected(stored, model)
         return
-    dtype = parse_dtype(stored.dtype)
+    # Codes times scales are exact in float32: nothing was rounded.
+    quantised = stored.packing is not None and stored.packing.quantised
+    dtype = DType.F32 if quantised else parse_dtype(stored.dtype)
     if dtype is None:
         tally.failures.append(f"{name} is stored as {stored.dtype}")
     elif stored.shape != tensor.shape:
         why = explain_shape(stored.shape, tensor.shape)
         want = list(tensor.shape)
         tally.failures.append(f"{name} has shape {list(stored.shape)}, not {want}: {why}")
-    elif stored.nbytes != math.prod(stored.shape) * dtype.nbytes:
+    elif not stored.packing and stored.nbytes != math.prod(stored.shape) * dtype.nbytes:
         tally.failures.append(f"{name} takes {stored.nbytes} bytes, which its shape does not")
+    elif faults := packing_faults(stored, tensor, plan):
+        tally.failures += faults
     else:
+        tally.packed.add(stored, model)
         _check_values(stored, tensor, dtype, model, tally)
 
 
@@ -131,6 +139,7 @@ def _check_values(
 ) -> None:
     """Values and zeros of one tensor; at most one failure of each kind."""
     mask = model.mask(tensor.name) if tensor.linear is not None else None
+    stored_mask = StoredMask(stored.packing, mask) if stored.packing else None
     step, bad_zeros, wrong, ulp = block_rows(tensor.shape), 0, "", 0.0
     for r0 in range(0, tensor.shape[0], step):
         r1 = min(r0 + step, tensor.shape[0])
@@ -144,8 +153,11 @@ def _check_values(
             tally.zero_values += int(np.count_nonzero(got == 0))
         if mask is not None:
             bad_zeros += _count_zeros(got, mask, r0, r1, tally)
+        if stored_mask is not None:
+            stored_mask.compare(r0, r1)
     tally.compared += math.prod(tensor.shape)
     tally.linears += mask is not None
+    tally.failures += stored_mask.failures(stored.name) if stored_mask else []
     if bad_zeros:
         tally.failures.append(f"{stored.name}: {bad_zeros} values outside the mask are not zero")
     if wrong:
@@ -166,11 +178,11 @@ def _count_zeros(got: F32, mask: Mask, r0: int, r1: int, tally: _Tally) -> int:
 
 
 def _check_files(
-    target: Target, model: FusedModel, folder: Path, tally: _Tally
+    plan: LowerPlan, model: FusedModel, folder: Path, tally: _Tally
 ) -> Mapping[str, int]:
     """Sizes of all files; strays and bytes that no tensor accounts for become failures."""
     files, odd = list_files(folder)
-    planned = {f.name: f.nbytes for f in target.plan(model).files}
+    planned = {f.name: f.nbytes for f in plan.files}
     carried = {s.name for s in model.checked.checkpoint.sidecars} | {"config.json"}
     tally.failures += check_file_set(files, odd, planned, carried)
     holders = set(tally.seen.values()) & files.keys()
@@ -180,6 +192,9 @@ def _check_files(
             f"{', '.join(sorted(holders))}: {held} bytes for {tally.tensor_bytes} bytes of "
             "tensors: something is stored twice"
         )
+    for name in sorted(holders & planned.keys()) if plan.packed else ():
+        if files[name] != planned[name]:
+            tally.failures.append(f"{name}: {files[name]} bytes, {planned[name]} were counted")
     for name in sorted((planned.keys() - carried - holders) & files.keys()):
         if files[name] > SLACK * planned[name] + SLACK_BYTES:
             tally.failures.append(f"{name}: {files[name]} bytes, {planned[name]} were planned")

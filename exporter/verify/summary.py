@@ -91,6 +91,8 @@ def _summary(
         parts.append(
             f"{len(numbers.near_ties)} near ties, {asked - compared} tokens after them not compared"
         )
+    if structure.packed:
+        parts.append(f"linears take {structure.packed.ratio:.4g} of their dense bytes")
     if runner.fallback:
         parts.append(f"run by {numbers.engine} in place of the target's own engine")
     return "; ".join(parts)
