@@ -80,7 +80,12 @@ class SparseExportLinearMethod(UnquantizedLinearMethod):
         for part in (*self._parts, WEIGHT):
             data = weight if part == WEIGHT else torch.empty(0, dtype=params_dtype)
             parameter = PartParameter(
-                data, loader, part=part, gather=self._gather, size=size, replicated=replicated
+                data=data,
+                weight_loader=loader,
+                part=part,
+                gather=self._gather,
+                size=size,
+                replicated=replicated,
             )
             layer.register_parameter(part, parameter)
             set_weight_attrs(parameter, extra_weight_attrs)

@@ -30,9 +30,9 @@ class PartParameter(BasevLLMParameter):
 
     def __init__(
         self,
+        *,  # BasevLLMParameter.__new__ takes keywords only
         data: torch.Tensor,
         weight_loader: Any,
-        *,
         part: str,
         gather: Gather,
         size: tuple[int, int],
