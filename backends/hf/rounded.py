@@ -38,7 +38,11 @@ def main_dtype(model: FusedModel, asked: str | None) -> str:
 
 def as_written(model: FusedModel, asked: str | None) -> FusedModel:
     """The model with every value rounded once to its stored type, as float32."""
-    stored = dtypes(model, asked)
+    return as_stored(model, dtypes(model, asked))
+
+
+def as_stored(model: FusedModel, stored: Mapping[str, DType]) -> FusedModel:
+    """The same for types given tensor by tensor."""
     return replace(
         model,
         tensors={
