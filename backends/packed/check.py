@@ -31,6 +31,22 @@ def check(spec: PackedLinear, parts: Mapping[str, Array], module: str, file: str
     _Check(spec, parts, module, file).run()
 
 
+def check_index(
+    spec: PackedLinear, parts: Mapping[str, Array], module: str, file: str | None
+) -> None:
+    """Shapes, and of a ragged linear that mask, offsets, starts and counts agree: what `cut` needs.
+
+    No value is read, so that a rank may check its own after the cut.
+
+    Raises:
+        InputRefused: `packed-invalid`.
+    """
+    rules = _Check(spec, parts, module, file)
+    rules.shapes()
+    if spec.kind == "ragged":
+        rules.ragged()
+
+
 class _Check:
     def __init__(self, spec: PackedLinear, parts: Parts, module: str, file: str | None) -> None:
         self.spec, self.parts, self.module, self.file = spec, parts, module, file
@@ -165,14 +181,14 @@ class _Check:
             self.refuse("values", "a padding code is not 0", "0 after the last code of a tile")
 
     def scales(self) -> None:
-        """Finite and above 0."""
+        """Above 0, and small enough for every code times the scale to be finite."""
         raw = self.parts["scales"].view(np.uint16)
-        # As bits, the positive finite numbers of bfloat16 lie between 0 and infinity.
-        wrong = (raw == 0) | (raw >= _INFINITY)
+        # Positive numbers of bfloat16 are in the order of their bits; negative ones and NaN above.
+        wrong = (raw == 0) | (raw > _MOST_SCALE)
         if wrong.any():
             at = [int(i) for i in np.argwhere(wrong)[0]]
             found = f"{float(self.parts['scales'][tuple(at)])} at {at}"
-            self.refuse("scales", found, "finite scales above 0")
+            self.refuse("scales", found, "scales above 0, at most 2^118")
 
     def batches(self, part: str) -> Any:
         step = max(1, BATCH // (TILE * self.spec.column_tiles))
@@ -180,7 +196,7 @@ class _Check:
             yield b0, self.parts[part][b0 : b0 + step]
 
 
-_INFINITY = 0x7F80
+_MOST_SCALE = (127 + 118) << 7  # 2^118; the largest code of all, 448 of fp8, is below 2^9
 
 
 def _field_counts(step: int) -> Array:

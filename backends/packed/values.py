@@ -72,4 +72,4 @@ def split_nibbles(packed: U8) -> I8:
     # Shifting a signed byte right copies its sign, which is what widening needs.
     np.right_shift((packed << np.uint8(4)).view(np.int8), 4, out=codes[..., 0])
     np.right_shift(packed.view(np.int8), 4, out=codes[..., 1])
-    return codes.reshape(*packed.shape[:-1], -1)
+    return codes.reshape(*packed.shape[:-1], 2 * packed.shape[-1])

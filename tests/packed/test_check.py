@@ -232,7 +232,7 @@ def test_a_padding_nibble_that_is_not_0() -> None:
     refused(made.spec, parts, "values", "padding code")
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0, -0.0, -1.0])
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, 0.0, -0.0, -1.0, 2.0**118 * 1.01])
 @pytest.mark.parametrize("group", [0, 64])
 def test_scales_that_are_no_scales(bad, group) -> None:
     made = source("ragged", "int8", (37, 150), group=group)
@@ -241,7 +241,18 @@ def test_scales_that_are_no_scales(bad, group) -> None:
     refused(made.spec, parts, "scales", f"at [20, {parts['scales'].shape[1] - 1}]")
 
 
-@settings(max_examples=200)
+def test_the_largest_and_the_least_scale() -> None:
+    for values in ("int8", "int4", "fp8"):
+        made = source("dense", values, (2, 8))
+        assert made.scales is not None
+        made.scales[:, 0] = 2.0**118, 2.0**-133
+        made.codes[:] = 448 if values == "fp8" else made.codes
+        check(made.spec, made.pack(), "P", None)
+        assert dense(made.spec, made.pack()).tobytes() == made.weight().astype("f4").tobytes()
+        assert np.isfinite(dense(made.spec, made.pack())).all()
+
+
+@settings(max_examples=100)
 @given(sources((33, 130)), st.data())
 def test_a_flipped_bit_is_refused_or_changes_nothing_but_a_value(made, data) -> None:
     """Whatever one bit does, a reader either never sees the parts or stays within them."""
