@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from backends.companions import write_file
 from backends.hf.layout import INDEX, METADATA, Shard, Slot, index_bytes
+from exporter.adapters.tiles import TILE_ROWS
+from exporter.ahead import THREADS, ahead
 from exporter.contract import LowerPlan, PlannedFile, Progress
 from exporter.store.dtypes import round_float32
 from exporter.store.writer import SafetensorsWriter, header_bytes
 
-BLOCK_BYTES = 4 << 20  # of float32 rows
+BLOCK_BYTES = 2 << 20  # of float32 rows: stays in the cache, and the allocator keeps its pages
 WRITER_BYTES = 20 << 20  # the writer's queue and the chunk in hand
 
 
@@ -51,9 +53,12 @@ def plan_shards(parts: Sequence[Shard]) -> LowerPlan:
     if len(parts) > 1:
         files.append(PlannedFile(INDEX, len(index_bytes(parts))))
     slots = [slot for part in parts for slot in part.slots]
-    held = max(s.nbytes if s.transposed else BLOCK_BYTES for s in slots)
+    block = max(4 * _block_rows(s.shape) * prod(s.shape[1:]) for s in slots)
+    held = max(s.nbytes if s.transposed else block for s in slots)
     actions = {s.tensor.name: _action(s) for s in slots}
-    return LowerPlan(tuple(files), held + 4 * BLOCK_BYTES + WRITER_BYTES, actions)
+    # Of each block under way: as stored, in float32, merged, rounded.
+    under_way = 4 * block * THREADS
+    return LowerPlan(tuple(files), held + under_way + WRITER_BYTES, actions)
 
 
 def _action(slot: Slot) -> str:
@@ -73,7 +78,17 @@ def _write_slot(writer: SafetensorsWriter, slot: Slot) -> None:
 
 def _rounded(slot: Slot) -> Iterator[tuple[int, NDArray[np.generic]]]:
     tensor = slot.tensor
-    step = max(1, BLOCK_BYTES // max(1, 4 * prod(tensor.shape[1:])))
-    for r0 in range(0, tensor.shape[0], step):
+    step = _block_rows(tensor.shape)
+    starts = range(0, tensor.shape[0], step)
+
+    def block(r0: int) -> NDArray[np.generic]:
         rows = tensor.rows(r0, min(r0 + step, tensor.shape[0]))
-        yield r0, np.ascontiguousarray(round_float32(rows, slot.dtype, tensor=tensor.name))
+        return np.ascontiguousarray(round_float32(rows, slot.dtype, tensor=tensor.name))
+
+    return zip(starts, ahead(block, starts), strict=True)
+
+
+def _block_rows(shape: Sequence[int]) -> int:
+    """Rows of one block: whole tiles of a delta, so that none is computed twice."""
+    rows = BLOCK_BYTES // max(1, 4 * prod(shape[1:]))
+    return max(TILE_ROWS, rows // TILE_ROWS * TILE_ROWS)

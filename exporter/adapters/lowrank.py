@@ -53,7 +53,7 @@ class LowRankDelta:
             scaled = b[t : t + TILE_ROWS] * np.float32(self.scale)
             tile = out[t - start : t - start + TILE_ROWS]
             for c in range(0, self.shape[1], step):
-                tile[:, c : c + step] = scaled @ a[:, c : c + step]
+                np.matmul(scaled, a[:, c : c + step], out=tile[:, c : c + step])
         return out[r0 - start : r1 - start]
 
     def low_rank(self) -> LowRank | None:

@@ -11,7 +11,7 @@ from exporter.store.dtypes import F32
 
 # A tile of float32 stays in the L2 cache for the widths of real models, so product, sum and
 # mask touch memory once.
-TILE_ROWS = 64
+TILE_ROWS = 32
 
 
 def tiles(r0: int, r1: int, step: int = TILE_ROWS) -> Iterator[tuple[int, int]]:

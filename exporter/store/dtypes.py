@@ -93,6 +93,8 @@ def round_float32(values: F32, dtype: DType, *, tensor: str) -> NDArray[np.gener
         return values
     with np.errstate(over="ignore"):
         out = values.astype(dtype.numpy)
+    if _all_finite(out, dtype):
+        return out
     lost = np.isfinite(values) & ~np.isfinite(out.astype(np.float32))
     if lost.any():
         worst = float(np.abs(values[lost]).max())
@@ -103,3 +105,16 @@ def round_float32(values: F32, dtype: DType, *, tensor: str) -> NDArray[np.gener
             tensor=tensor,
         )
     return out
+
+
+# Bits of the exponent; all set in infinities and NaN (IEEE 754-2019, 3.4).
+_EXPONENT: dict[DType, int] = {DType.BF16: 0x7F80, DType.F16: 0x7C00}
+
+
+def _all_finite(rounded: NDArray[np.generic], dtype: DType) -> bool:
+    """Whether no value is infinite or NaN, by its bits: one pass where a cast back takes four."""
+    exponent = _EXPONENT.get(dtype)
+    if exponent is None or not rounded.size:
+        return False
+    magnitude = rounded.view(np.uint16) & np.uint16(0x7FFF)
+    return int(magnitude.max()) < exponent
