@@ -26,10 +26,6 @@ FLOATS = {
     ValueType.FP16: torch.float16,
     ValueType.FP32: torch.float32,
 }
-    ValueType.BF16: torch.bfloat16,
-    ValueType.FP16: torch.float16,
-    ValueType.FP32: torch.float32,
-}
 
 
 @dataclass(frozen=True)
@@ -127,3 +123,10 @@ def pack_pair(
     config["quantization_config"] = PackedModel(layers).to_json()
     (folders[0] / "config.json").write_text(json.dumps(config, indent=1))
     return folders
+
+
+def linears(layer: int) -> list[str]:
+    """The seven linears of a Llama-like layer, as q, k, v, o, gate, up, down."""
+    below = [f"self_attn.{name}_proj" for name in "qkvo"]
+    below += [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
+    return [f"model.layers.{layer}.{name}" for name in below]

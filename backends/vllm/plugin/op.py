@@ -78,17 +78,19 @@ def _fake(
     return x.new_empty((*x.shape[:-1], _layout(layout)[1]))
 
 
-def _register() -> torch.library.Library | None:
-    if hasattr(getattr(torch.ops, NAMESPACE), NAME):  # a second registration raises
-        return None
+# For the life of the process: a library that is collected takes its ops with it.
+_LIBRARY: list[torch.library.Library] = []
+
+
+def register() -> None:
+    """Define the op; a second call does nothing, as torch refuses a second definition."""
+    if _LIBRARY:
+        return
     library = torch.library.Library(NAMESPACE, "FRAGMENT")
     library.define(_SCHEMA)
     library.impl(NAME, linear_by_rows, "CPU")
     torch.library.register_fake(f"{NAMESPACE}::{NAME}", _fake, lib=library)
-    return library
-
-
-_LIBRARY = _register()
+    _LIBRARY.append(library)
 
 
 def linear_op() -> Callable[..., torch.Tensor]:

@@ -9,6 +9,7 @@ from vllm.model_executor.parameter import BasevLLMParameter
 
 from backends.vllm.plugin.gather import Gather
 from backends.vllm.plugin.piece import Piece, column_piece, kv_piece, row_piece
+from exporter.errors import InputRefused
 
 _SHARD = {"q": 0, "k": 1, "v": 2}
 
@@ -43,6 +44,20 @@ class PartParameter(BasevLLMParameter):
         self._gather = gather
         self._size = size
         self._replicated = replicated
+
+    @property
+    def output_dim(self) -> int:
+        """Asked for by vLLM alone to split what the checkpoint holds fused: refused.
+
+        Raises:
+            InputRefused: `packed-invalid`.
+        """
+        raise InputRefused(
+            "packed-invalid",
+            "the checkpoint holds this layer's matrices fused",
+            expected="each packed by itself",
+            tensor=f"{self._gather.shards[0].module}.{self._part}",
+        )
 
     def load_column_parallel_weight(self, loaded_weight: torch.Tensor) -> None:
         """Each rank keeps its rows."""

@@ -10,7 +10,7 @@ import torch
 from torch.nn import Module, Parameter
 
 from backends.packed.spec import PackedLinear
-from backends.vllm.plugin.op import layout_text, linear_op, part_names
+from backends.vllm.plugin.op import layout_text, linear_op, part_names, register
 from backends.vllm.plugin.settings import Memory
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class OnCpu:
     """Parameters of the layer; decompressed at every call, some rows at a time."""
 
     def __init__(self, layer: Module, shards: Sequence[Kept]) -> None:
+        register()
         self._layout = layout_text([spec for spec, _ in shards])
         self._names: list[str] = []
         for index, (spec, parts) in enumerate(shards):

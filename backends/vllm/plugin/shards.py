@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from backends.packed.check import check
+from backends.packed.check import check, check_index
 from backends.packed.cut import cut
 from backends.packed.order import TILE_COLUMNS, TILE_ROWS
 from backends.packed.spec import PackedLinear, Parts
@@ -113,6 +113,7 @@ class PackedShard:
         arrays = {part: _array(tensor) for part, tensor in parts.items()}
         spec = self.spec
         if not piece.whole:
+            check_index(spec, arrays, self.module, None)  # a rank's values say nothing of it
             spec, arrays = cut(spec, arrays, *block)
         check(spec, arrays, self.module, None)
         return spec, arrays
