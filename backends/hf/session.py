@@ -13,8 +13,10 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
+# With this, transformers reads packed folders too, which other targets may verify by.
+import backends.packed.transformers  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from backends.reference.session import TorchReference
-from exporter.arch.spec import load_spec
+from exporter.arch.spec import artefact_spec
 from exporter.contract import Facts, Generation
 from exporter.errors import EngineUnfit, SparseExportError, UsageError
 from exporter.store.dtypes import F32
@@ -46,7 +48,7 @@ def open_session(folder: Path, threads: int | None = None) -> HfSession:
     if threads is not None:
         torch.set_num_threads(threads)
     try:
-        positions = load_spec(read_json(folder / "config.json")).max_positions
+        positions = artefact_spec(read_json(folder / "config.json")).max_positions
         net, found = cast(Any, AutoModelForCausalLM).from_pretrained(
             folder,
             dtype=torch.float32,
