@@ -27,6 +27,7 @@ class GpuLinear:
     Attributes:
         spec: what config.json says of it.
         plan: which way for how many rows, with the times that decided; `print(linear)` shows it.
+        tensors, layout: what the operator takes after x and bias.
     """
 
     def __init__(self, spec: PackedLinear, plan: Plan, resident: Resident) -> None:
@@ -37,8 +38,8 @@ class GpuLinear:
             sparse = sparse.emptied()
         dense = resident.dense if plan.uses(Path.DENSE) else _empty(resident.dense)
         packed = resident.half if plan.uses(Path.HALF) else _empty(resident.half)
-        self._layout = sparse.layout.numbers
-        self._tensors = (*sparse.tensors, dense, packed, plan.tensor())
+        self.layout = sparse.layout.numbers
+        self.tensors = (*sparse.tensors, dense, packed, plan.tensor())
         ops.register()
 
     @classmethod
@@ -80,12 +81,12 @@ class GpuLinear:
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [..., in] in the type given at load; [..., out] in the same."""
-        return torch.ops.sparse_export.packed_linear(x, bias, *self._tensors, self._layout)
+        return torch.ops.sparse_export.packed_linear(x, bias, *self.tensors, self.layout)
 
     @property
     def nbytes(self) -> int:
         """Bytes that stay on the device."""
-        return sum(tensor.nbytes for tensor in self._tensors[:-1])
+        return sum(tensor.nbytes for tensor in self.tensors[:-1])
 
     def __str__(self) -> str:
         """Kind, size and plan, for the log."""

@@ -37,6 +37,20 @@ class Resident(NamedTuple):
         return ops.run(path, args, x, None, self.sparse, self.dense, self.half)
 
 
+class _Trial(NamedTuple):
+    """A candidate and what came of it."""
+
+    path: Path
+    args: tuple[int, ...]
+    microseconds: float = 0.0
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        """As a plan shows it."""
+        return f"{self.path.name.lower()}{list(self.args) or ''}"
+
+
 @dataclass
 class Tuner:
     """Finds plans; layers of one form share what was measured.
@@ -92,7 +106,7 @@ class Tuner:
 
     def fallback(self, sparse: SparseWeight, memory: Memory) -> Plan:
         """Without a measurement: dense where it may stay, else the kernel up to 64 rows."""
-        if memory == "fast" or not self.triton:
+        if memory == "fast":
             return Plan((Step(ANY, Path.DENSE),))
         config = next(self._configs(sparse))
         many = Step(ANY, Path.SLABS, _slab(sparse))
@@ -102,55 +116,55 @@ class Tuner:
         m = min(rows, _MANY)
         x = _example(m, resident, dtype)
         want = resident.run(Path.DENSE, (), x)
-        times: list[tuple[float, Path, tuple[int, ...], str]] = []
-        refused: list[tuple[str, str]] = []
-        for path, args in self._candidates(m, resident, memory, x):
-            name = f"{path.name.lower()}{list(args) or ''}"
-            problem, microseconds = self._try(resident, path, args, x, want)
-            if problem:
-                refused.append((name, problem))
-            else:
-                times.append((microseconds, path, args, name))
-        if not times:
+        tried = [self._try(*c, resident, x, want) for c in self._candidates(m, resident, memory)]
+        good = [trial for trial in tried if not trial.problem]
+        refused = tuple((trial.name, trial.problem) for trial in tried if trial.problem)
+        if not good:
             raise RuntimeError(f"no way to multiply works here: {refused}")
-        _, path, args, _ = min(times)
-        measured = tuple((name, us) for us, _, _, name in times)
-        return Step(rows, path, args, measured, tuple(refused))
+        best = min(good, key=lambda trial: trial.microseconds)
+        times = tuple((trial.name, trial.microseconds) for trial in good)
+        return Step(rows, best.path, best.args, times, refused)
 
     def _try(
         self,
-        resident: Resident,
         path: Path,
         args: tuple[int, ...],
+        resident: Resident,
         x: torch.Tensor,
         want: torch.Tensor,
-    ) -> tuple[str, float]:
-        """What speaks against a candidate ("" if nothing), and its time."""
+    ) -> _Trial:
         timer = self.timer
         try:
+            if path is Path.HALF:
+                args = (self.search(resident.half, x),)
             error = (resident.run(path, args, x) - want).abs().max()
-            if not float(error) <= _TOLERANCE * float(want.abs().max()):
-                return f"wrong by {float(error):.3g}", 0.0
-            return "", timer(lambda: resident.run(path, args, x)) if timer else 0.0
-        except RuntimeError as problem:  # what torch and Triton raise where a device refuses
-            return str(problem).partition("\n")[0][:200], 0.0
+            if not float(error) <= _TOLERANCE * float(want.abs().max()):  # NaN is wrong too
+                return _Trial(path, args, problem=f"wrong by {float(error):.3g}")
+            return _Trial(path, args, timer(lambda: resident.run(path, args, x)) if timer else 0.0)
+        except self._refusals() as problem:
+            return _Trial(path, args, problem=str(problem).partition("\n")[0][:200])
+
+    def _refusals(self) -> tuple[type[Exception], ...]:
+        """What torch and Triton raise where a device or a compiler refuses."""
+        if not self.triton:
+            return (RuntimeError,)
+        from triton.errors import TritonError
+
+        return RuntimeError, TritonError
 
     def _candidates(
-        self, m: int, resident: Resident, memory: Memory, x: torch.Tensor
+        self, m: int, resident: Resident, memory: Memory
     ) -> Iterator[tuple[Path, tuple[int, ...]]]:
         sparse = resident.sparse
-        if memory == "fast" or not self.triton:
+        if memory == "fast":
             yield Path.DENSE, ()
         elif m > _DECODE:
             yield Path.SLABS, _slab(sparse)
-        if self.triton and (m <= _DECODE or memory == "low"):
+        if self.triton and m <= _DECODE:
             for config in self._configs(sparse):
                 yield Path.TRITON, config
-        if self.sparse24 and resident.half.numel():
-            try:
-                yield Path.HALF, (self.search(resident.half, x),)
-            except RuntimeError:  # the search refuses what the product would: nothing to offer
-                return
+        if resident.half.numel():
+            yield Path.HALF, ()
 
     def _configs(self, sparse: SparseWeight) -> Iterator[tuple[int, ...]]:
         """Row blocks of a program, splits, warps, stages."""

@@ -2,7 +2,8 @@
 
 The scheme is "load sparse, compute dense": masks and values travel from memory, a tile of
 16 * BR rows x 64 columns is filled in registers, and the tensor cores multiply it whole.
-Sources: SpInfer (EuroSys 2025) section 4, bitmaps of tiles; docs/formats/packed.md, the layout.
+Sources: Flash-LLM (Xia et al., VLDB 2023) for the scheme, SpInfer (EuroSys 2025) for bitmaps of
+tiles; docs/formats/packed.md for the layout.
 
 No atomics: split sums are added in a fixed order by `add_splits`, so a result depends on the
 launch configuration alone. Only what Triton's interpreter can run is used, which excludes
