@@ -184,11 +184,11 @@ class _Check:
         """Above 0, and small enough for every code times the scale to be finite."""
         raw = self.parts["scales"].view(np.uint16)
         # Positive numbers of bfloat16 are in the order of their bits; negative ones and NaN above.
-        wrong = (raw == 0) | (raw > _MOST_SCALE)
+        wrong = (raw == 0) | (raw > _most_scale(self.spec.values))
         if wrong.any():
             at = [int(i) for i in np.argwhere(wrong)[0]]
             found = f"{float(self.parts['scales'][tuple(at)])} at {at}"
-            self.refuse("scales", found, "scales above 0, at most 2^118")
+            self.refuse("scales", found, "scales above 0, with finite weights for every code")
 
     def batches(self, part: str) -> Any:
         step = max(1, BATCH // (TILE * self.spec.column_tiles))
@@ -196,7 +196,13 @@ class _Check:
             yield b0, self.parts[part][b0 : b0 + step]
 
 
-_MOST_SCALE = (127 + 118) << 7  # 2^118; the largest code of all, 448 of fp8, is below 2^9
+_LARGEST_CODE = {ValueType.INT8: 127, ValueType.INT4: 7, ValueType.FP8: 448}
+
+
+def _most_scale(values: ValueType) -> int:
+    """Bits of the largest bfloat16 that the largest code does not take out of float32."""
+    most = np.float32(np.finfo(np.float32).max / _LARGEST_CODE[values])
+    return int(most.view(np.uint32)) >> 16
 
 
 def _field_counts(step: int) -> Array:

@@ -55,7 +55,7 @@ def _slot(
     entry: Mapping[str, Any], tensors: Mapping[str, bytes], row: int, column: int
 ) -> int | None:
     """Where the value of a position stands, counted in values; None where nothing is stored."""
-    rows, columns = entry["shape"]
+    columns = entry["shape"][1]
     if entry["kind"] == "dense":
         # An int4 row begins at a byte, so an odd row is one code longer.
         width = columns + columns % 2 if entry["values"] == "int4" else columns

@@ -232,7 +232,7 @@ def test_a_padding_nibble_that_is_not_0() -> None:
     refused(made.spec, parts, "values", "padding code")
 
 
-@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, 0.0, -0.0, -1.0, 2.0**118 * 1.01])
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, 0.0, -0.0, -1.0, 2.0**121])
 @pytest.mark.parametrize("group", [0, 64])
 def test_scales_that_are_no_scales(bad, group) -> None:
     made = source("ragged", "int8", (37, 150), group=group)
@@ -241,15 +241,21 @@ def test_scales_that_are_no_scales(bad, group) -> None:
     refused(made.spec, parts, "scales", f"at [20, {parts['scales'].shape[1] - 1}]")
 
 
-def test_the_largest_and_the_least_scale() -> None:
-    for values in ("int8", "int4", "fp8"):
-        made = source("dense", values, (2, 8))
-        assert made.scales is not None
-        made.scales[:, 0] = 2.0**118, 2.0**-133
-        made.codes[:] = 448 if values == "fp8" else made.codes
-        check(made.spec, made.pack(), "P", None)
-        assert dense(made.spec, made.pack()).tobytes() == made.weight().astype("f4").tobytes()
-        assert np.isfinite(dense(made.spec, made.pack())).all()
+@pytest.mark.parametrize(("values", "largest"), [("int8", 127), ("int4", 7), ("fp8", 448)])
+def test_the_largest_and_the_least_scale(values, largest) -> None:
+    """The largest scale whose weights are finite is taken, the next number of bfloat16 is not."""
+    made = source("dense", values, (1, 8))
+    made.codes[:] = largest
+    every = np.arange(1, 0x7F80, dtype=np.uint16).view(BF16)
+    finite = every.astype(np.float64) * largest <= np.finfo(np.float32).max
+    for scale, fits in ((every[0], True), (every[finite][-1], True), (every[~finite][0], False)):
+        spoilt = made._replace(scales=np.array([[scale]]))
+        parts = spoilt.pack()
+        if fits:
+            check(made.spec, parts, "P", None)
+            assert dense(made.spec, parts).tobytes() == spoilt.weight().astype("f4").tobytes()
+        else:
+            refused(made.spec, parts, "scales", "finite weights")
 
 
 @settings(max_examples=100)
