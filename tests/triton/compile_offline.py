@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import triton
@@ -20,6 +23,7 @@ from backends.packed.triton import kernels
 POINTERS = {
     "mask": "*i32", "offsets": "*i32", "starts": "*i64", "scales": "*bf16", "parts": "*fp32",
 }  # fmt: skip
+EXTENTS = ("out_features", "in_features", "x_pitch", "rows", "elements")
 TYPES: dict[str, tuple[str, int, int, Any]] = {  # pointer, step, code, type of the product
     "bf16": ("*bf16", 2, kernels.FLOAT, tl.bfloat16),
     "fp16": ("*fp16", 2, kernels.FLOAT, tl.float16),
@@ -31,16 +35,30 @@ TYPES: dict[str, tuple[str, int, int, Any]] = {  # pointer, step, code, type of 
 
 
 def build(kernel: Any, values: str, capability: int, constants: dict[str, Any]) -> Any:
-    """What Triton compiles for such arguments; pointers are 16-byte aligned, as torch's are."""
+    """What Triton compiles at a launch with such arguments: pointers aligned to 16 bytes, as
+    torch's are, and extents and pitches that are multiples of 16, as a model's are."""
     activations = {"fp16": "*fp16", "fp32": "*fp32"}.get(values, "*bf16")
     pointers = POINTERS | {"values": TYPES[values][0], "x": activations, "y": activations}
     pointers["bias"] = activations
     signature = {n: pointers.get(n, "i32") for n in kernel.arg_names}
     signature |= dict.fromkeys(constants, "constexpr")
     places = {name: (place,) for place, name in enumerate(kernel.arg_names)}
-    aligned = {places[n]: [["tt.divisibility", 16]] for n in signature if signature[n][0] == "*"}
+    multiples = [n for n in signature if signature[n][0] == "*" or n in EXTENTS]
+    aligned = {places[n]: [["tt.divisibility", 16]] for n in multiples}
     source = ASTSource(kernel, signature, {places[n]: v for n, v in constants.items()}, aligned)
     return triton.compile(source, GPUTarget("cuda", capability, 32), {"num_warps": 4})
+
+
+def spilled(ptx: str, capability: int) -> int:
+    """Bytes of registers that the assembler had to put into memory, as it says itself."""
+    arch = f"sm_{capability}{'a' if capability >= 90 else ''}"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "kernel.ptx")
+        source.write_text(ptx)
+        command = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={arch}", str(source)]
+        target = ["-o", str(source.with_suffix(".cubin"))]
+        done = subprocess.run(command + target, capture_output=True, text=True, check=True)
+    return int(re.findall(r"(\d+) bytes spill stores", done.stderr)[0])
 
 
 def variants(capability: int) -> Any:
@@ -73,7 +91,7 @@ def main(capability: int) -> None:
             "popc": ptx.count("popc.b32"),
             "mma": ptx.count("mma.sync") + ptx.count("wgmma.mma_async"),
             "atom": len(re.findall(r"\b(?:atom|red)\.", ptx)),
-            "local": ptx.count(".local"),
+            "spilled": spilled(ptx, found.metadata.target.arch),
             "shared": found.metadata.shared,
         }
     print(json.dumps(report))

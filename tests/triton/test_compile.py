@@ -37,5 +37,5 @@ def test_every_variant_compiles_to_what_it_should(report: Report) -> None:
         # Tensor cores, but for float32, which is multiplied exactly instead.
         assert (found["mma"] > 0) == (kernel == "multiply" and values != "fp32"), name
         assert found["atom"] == 0, f"{name} is not repeatable"
-        assert found["local"] == 0, f"{name} spills"
+        assert found["spilled"] == 0, f"{name} spills registers"
         assert found["shared"] <= SHARED, name
