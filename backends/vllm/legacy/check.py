@@ -57,18 +57,23 @@ class Checker:
         if row_offsets != (rows,):
             self.refuse("row_offsets", f"shape {list(row_offsets)}", f"{[rows]}")
 
-    def mask(self, bitmask: U8, columns: int, *, two_four: bool) -> NDArray[np.bool_]:
-        """Kept positions, bool `[rows, in]`; padding bits are 0, and 2:4 keeps two of each four."""
+    def mask(self, bitmask: U8, columns: int, *, two_four: bool, row: int = 0) -> NDArray[np.bool_]:
+        """Kept positions, bool `[rows, in]`; padding bits are 0, and 2:4 keeps two of each four.
+
+        `row` is the number of the first, for the message.
+        """
         bits = np.unpackbits(bitmask, axis=1, bitorder="little").view(np.bool_)
         if bits[:, columns:].any():
-            row = int(bits[:, columns:].any(axis=1).argmax())
-            self.refuse("bitmask", f"row {row} sets bits beyond column {columns}", "zeros there")
+            at = int(bits[:, columns:].any(axis=1).argmax())
+            self.refuse(
+                "bitmask", f"row {row + at} sets bits beyond column {columns}", "zeros there"
+            )
         kept = bits[:, :columns]
         if two_four:
             counts = np.count_nonzero(kept.reshape(len(kept), -1, 4), axis=2)
             if (counts != 2).any():
-                row, group = np.unravel_index(int((counts != 2).argmax()), counts.shape)
-                found = f"row {row}, group {group}: {counts[row, group]} of 4 kept"
+                at, group = np.unravel_index(int((counts != 2).argmax()), counts.shape)
+                found = f"row {row + at}, group {group}: {counts[at, group]} of 4 kept"
                 self.refuse("bitmask", found, "two in each group")
         return kept
 

@@ -29,6 +29,7 @@ def decode_bitmask(
     *,
     module: str = "",
     file: str | None = None,
+    row: int = 0,
 ) -> NDArray[Any]:
     """The dense matrix `[out, in]` in the type of `compressed`; what is not kept is +0.0.
 
@@ -41,6 +42,7 @@ def decode_bitmask(
             `sparse-24-bitmask`.
         module: of the linear, for the message.
         file: for the message.
+        row: number of the first row, for the message.
 
     Raises:
         InputRefused: `bitmask-invalid` for shapes, types, counts or offsets that do not fit.
@@ -53,13 +55,13 @@ def decode_bitmask(
     check.parts((rows, columns), compressed.shape, bitmask.shape, offsets)
     dense = np.zeros((rows, columns), compressed.dtype)
     if row_offsets is not None:
-        kept = check.mask(bitmask, columns, two_four=False)
+        kept = check.mask(bitmask, columns, two_four=False, row=row)
         check.offsets(kept, row_offsets, compressed.size)
         dense[kept] = compressed
         return dense
     step = max(1, _BLOCK_ELEMENTS // columns)
     for r0 in range(0, rows, step):
-        kept = check.mask(bitmask[r0 : r0 + step], columns, two_four=True)
+        kept = check.mask(bitmask[r0 : r0 + step], columns, two_four=True, row=row + r0)
         dense[r0 : r0 + step][kept] = compressed[r0 : r0 + step].reshape(-1)
     return dense
 

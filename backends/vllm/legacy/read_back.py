@@ -92,7 +92,7 @@ class _Linear:
         size = np.array([len(values), self.size()[1]], np.int64)
         try:
             dense = decode_bitmask(
-                values, bitmask, size, module=self.module, file=self.compressed.file
+                values, bitmask, size, module=self.module, file=self.compressed.file, row=r0
             )
         except InputRefused as error:
             raise _broken(error) from error
