@@ -1,13 +1,15 @@
 """tokens.py JOBS: greedy tokens of several folders, one engine after the other in this process.
 
-JOBS is a JSON list of `{"folder": ..., ...}` with further arguments of `LLM`. Prints, as its last
-line, a JSON list: of each job its tokens, of three prompts, or the error that kept it from loading.
+JOBS is a JSON list of `{"folder": ..., ...}` with further arguments of `LLM`, and `env`, variables
+for this engine. Prints, as its last line, a JSON list: of each job its tokens, of three prompts, or
+the error that kept it from loading.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 import traceback
 from typing import Any
@@ -19,8 +21,9 @@ PROMPTS = [[3, 14, 15, 92, 65, 35], list(range(40, 61)), [7]]
 NEW = 24
 
 
-def run(folder: str, **options: Any) -> Any:
+def run(folder: str, env: dict[str, str] | None = None, **options: Any) -> Any:
     """Greedy tokens of three prompts."""
+    os.environ.update(env or {})
     chosen: dict[str, Any] = {
         "skip_tokenizer_init": True,
         "enforce_eager": True,
@@ -43,7 +46,10 @@ def run(folder: str, **options: Any) -> Any:
 def main(jobs: list[dict[str, Any]]) -> list[Any]:
     """What came of each job."""
     results: list[Any] = []
+    before = dict(os.environ)
     for job in jobs:
+        os.environ.clear()
+        os.environ.update(before)
         try:
             results.append(run(**job))
         except Exception as error:  # noqa: BLE001 - whatever keeps a folder from loading
