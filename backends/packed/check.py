@@ -5,7 +5,7 @@ Readers look nothing up twice: after this check every offset, count and value is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -16,7 +16,8 @@ from backends.packed.pack import slot_index
 from backends.packed.spec import PackedLinear, Parts
 from backends.packed.values import ValueType, split_nibbles
 from exporter.errors import InputRefused
-from exporter.sparsity.bits import U8, byte_counts
+from exporter.sparsity.bits import byte_counts
+from exporter.sparsity.mask import Bools
 
 Array = NDArray[Any]
 I64 = NDArray[np.int64]
@@ -34,17 +35,16 @@ def check(spec: PackedLinear, parts: Mapping[str, Array], module: str, file: str
 def check_index(
     spec: PackedLinear, parts: Mapping[str, Array], module: str, file: str | None
 ) -> None:
-    """Shapes, and of a ragged linear that mask, offsets, starts and counts agree: what `cut` needs.
+    """What `cut` relies on: shapes, counts of N:M groups, mask and offsets that agree.
 
-    No value is read, so that a rank may check its own after the cut.
+    Neither values nor scales are read, so that a rank may check its own after the cut.
 
     Raises:
         InputRefused: `packed-invalid`.
     """
     rules = _Check(spec, parts, module, file)
     rules.shapes()
-    if spec.kind == "ragged":
-        rules.ragged()
+    rules.index()
 
 
 class _Check:
@@ -53,10 +53,7 @@ class _Check:
 
     def run(self) -> None:
         self.shapes()
-        if self.spec.kind == "ragged":
-            self.ragged()
-        elif self.spec.kind == "nm":
-            self.groups()
+        self.index()
         self.edges()
         self.values()
         if self.spec.values.quantised:
@@ -83,6 +80,13 @@ class _Check:
         for part in self.parts:
             if part not in want:
                 self.refuse(part, "no such tensor belongs here", f"only {', '.join(want)}")
+
+    def index(self) -> None:
+        """Mask, offsets and starts; no value is read."""
+        if self.spec.kind == "ragged":
+            self.ragged()
+        elif self.spec.kind == "nm":
+            self.groups()
 
     def ragged(self) -> None:
         """Offsets and starts are those that follow from the mask, and so is the length."""
@@ -165,7 +169,7 @@ class _Check:
         if self.spec.kind == "ragged" and self.spec.values is ValueType.INT4:
             self.padding_codes()
 
-    def flat_values(self) -> Any:
+    def flat_values(self) -> Iterator[Array]:
         """The values in batches, 1-D, int4 unpacked."""
         flat = self.parts["values"].reshape(-1)
         for at in range(0, flat.size, BATCH):
@@ -190,7 +194,8 @@ class _Check:
             found = f"{float(self.parts['scales'][tuple(at)])} at {at}"
             self.refuse("scales", found, "scales above 0, with finite weights for every code")
 
-    def batches(self, part: str) -> Any:
+    def batches(self, part: str) -> Iterator[tuple[int, Array]]:
+        """`(first row block, some row blocks of a part)`."""
         step = max(1, BATCH // (TILE * self.spec.column_tiles))
         for b0 in range(0, self.spec.row_blocks, step):
             yield b0, self.parts[part][b0 : b0 + step]
@@ -212,7 +217,7 @@ def _field_counts(step: int) -> Array:
     return np.ascontiguousarray(fields).view(f"u{8 // step}").reshape(256)
 
 
-def _edge_tiles(spec: PackedLinear) -> Any:
+def _edge_tiles(spec: PackedLinear) -> Iterator[tuple[tuple[slice, slice], Bools]]:
     """`(index of tiles, allowed bits [..., 1024])` of the last row block and column tile."""
     rows, columns = spec.shape[0] % TILE_ROWS, spec.shape[1] % TILE_COLUMNS
     if columns:
@@ -225,7 +230,7 @@ def _edge_tiles(spec: PackedLinear) -> Any:
             yield (slice(-1, None), slice(c0, c0 + BATCH // TILE)), allowed
 
 
-def _allowed(rows: int, columns: int, step: int) -> U8:
+def _allowed(rows: int, columns: int, step: int) -> Bools:
     return to_tiles(padded(np.ones((rows, columns), np.bool_), 1), step).reshape(TILE)
 
 

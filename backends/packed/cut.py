@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from backends.packed.order import TILE_COLUMNS, TILE_ROWS
 from backends.packed.pack import pack
-from backends.packed.spec import PackedLinear, Parts
+from backends.packed.spec import PackedLinear, Parts, most_kept
 from backends.packed.unpack import kept, unpack
 from backends.packed.values import ValueType, split_nibbles
 from exporter.errors import InputRefused
@@ -35,6 +35,7 @@ def cut(
     the bytes of the slice are read, so parts may be mapped files. Elsewhere the rows are
     unpacked, cut and packed; where that breaks groups of M, N:M becomes ragged. `nnz` of an N:M
     slice counts the values that are not +0, since a file does not tell a filler from a kept +0.
+    Parts must have passed `check` or `check_index`; after the latter, the slice has to be checked.
 
     Raises:
         ValueError: a range that is empty or not in the matrix.
@@ -72,7 +73,9 @@ def _tiles(at: _Slice) -> tuple[slice, slice]:
 
 
 def _small(spec: PackedLinear, at: _Slice, nnz: int) -> PackedLinear:
-    return replace(spec, shape=(at.r1 - at.r0, at.c1 - at.c0), nnz=nnz, group=0)
+    """The slice's entry. Bits in the padding may be too many for it: `check` tells of those."""
+    shape = (at.r1 - at.r0, at.c1 - at.c0)
+    return replace(spec, shape=shape, nnz=min(nnz, most_kept(shape, spec.n, spec.m)), group=0)
 
 
 def _nm(spec: PackedLinear, parts: Parts, at: _Slice) -> tuple[PackedLinear, Parts]:

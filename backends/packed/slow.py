@@ -66,18 +66,17 @@ def _slot(
     step = _STEP[entry["values"]]
     r, k = row % _TILE_ROWS, column % _TILE_COLUMNS
     element = (k // step) * _TILE_ROWS * step + r * step + k % step
-    mask = tensors["mask"][number * _MASK_BYTES : (number + 1) * _MASK_BYTES]
-    if not _bit(mask, element):
+    # Bit e % 8 of byte e // 8, lowest first, is bit e of the bytes as one little-endian number.
+    mask = int.from_bytes(
+        tensors["mask"][number * _MASK_BYTES : (number + 1) * _MASK_BYTES], "little"
+    )
+    if not mask >> element & 1:
         return None
-    before = sum(_bit(mask, e) for e in range(element))
+    before = (mask & ((1 << element) - 1)).bit_count()
     if entry["kind"] == "nm":
         return number * (1024 * entry["n"] // entry["m"]) + before
     start = struct.unpack_from("<q", tensors["starts"], 8 * block)[0]
     return start + struct.unpack_from("<i", tensors["offsets"], 4 * number)[0] + before
-
-
-def _bit(mask: bytes, element: int) -> int:
-    return mask[element // 8] // 2 ** (element % 8) % 2
 
 
 def _value(kind: str, data: bytes, slot: int) -> float:

@@ -54,7 +54,7 @@ class PackedLinear:
             raise ValueError(f"group {self.group} is no multiple of 64 of quantised values")
         if self.group < 0 or self.group > LIMITS.dim:
             raise ValueError(f"group {self.group} is out of range")
-        most = self._most()
+        most = most_kept(self.shape, self.n, self.m)
         if not (self.nnz == most if self.kind == "dense" else 0 <= self.nnz <= most):
             raise ValueError(f"nnz is {self.nnz}, of at most {most}")
 
@@ -64,10 +64,6 @@ class PackedLinear:
                 raise ValueError(f"n and m do not belong to kind {self.kind}")
         elif self.m not in GROUPS or not 0 < self.n < self.m:
             raise ValueError(f"{self.n}:{self.m} is no N:M with M in {GROUPS} and 0 < N < M")
-
-    def _most(self) -> int:
-        rows, columns = self.shape
-        return rows * (capacity(columns, self.n, self.m) if self.kind == "nm" else columns)
 
     @property
     def row_blocks(self) -> int:
@@ -143,6 +139,11 @@ class PackedLinear:
             raise InputRefused(
                 "packed-invalid", str(error), expected=_EXPECTED, file=file, tensor=module
             ) from error
+
+
+def most_kept(shape: tuple[int, int], n: int, m: int) -> int:
+    """Most positions that a mask of `shape` can keep, under N:M where `m` is not 0."""
+    return shape[0] * (capacity(shape[1], n, m) if m else shape[1])
 
 
 @dataclass(frozen=True)

@@ -232,7 +232,7 @@ def test_a_padding_nibble_that_is_not_0() -> None:
     refused(made.spec, parts, "values", "padding code")
 
 
-@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, 0.0, -0.0, -1.0, 2.0**121])
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, 0.0, -0.0, -1.0, 2.0**122])
 @pytest.mark.parametrize("group", [0, 64])
 def test_scales_that_are_no_scales(bad, group) -> None:
     made = source("ragged", "int8", (37, 150), group=group)

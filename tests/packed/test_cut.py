@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.packed.check import check
+from backends.packed.check import check, check_index
 from backends.packed.cut import cut
 from backends.packed.pack import index, mask_chunks
 from backends.packed.spec import PackedLinear, ValueType
@@ -67,6 +67,43 @@ def test_slices_elsewhere_are_valid_and_right(made, data) -> None:
     assert small.shape == (r1 - r0, c1 - c0)
     want = np.ascontiguousarray(dense(made.spec, parts)[r0:r1, c0:c1])
     assert dense(small, found).tobytes() == want.tobytes()
+
+
+@settings(max_examples=150)
+@given(sources((33, 130)), st.data())
+def test_a_slice_of_a_spoilt_linear_is_refused_or_finite(made, data) -> None:
+    """`check_index`, `cut`, `check`: a rank's way in, with any one bit wrong."""
+    parts = made.pack()
+    part = data.draw(st.sampled_from([p for p, a in parts.items() if a.size]))
+    raw = parts[part].reshape(-1).view(np.uint8)
+    raw[data.draw(st.integers(0, raw.size - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    step = data.draw(st.sampled_from([(16, 64), (1, 1)]))
+    ends = [
+        data.draw(st.sampled_from(edges(data, made.spec.shape[i], step[i])[1:])) for i in (0, 1)
+    ]
+    try:
+        check_index(made.spec, parts, "P", None)
+        small, found = cut(made.spec, parts, 0, ends[0], 0, ends[1])
+        check(small, found, "P", None)
+    except InputRefused as error:
+        assert error.code == "packed-invalid"
+        return
+    assert part in ("values", "scales")
+    assert np.isfinite(dense(small, found)).all()
+
+
+@pytest.mark.parametrize("kind", ["ragged", "nm"])
+def test_the_index_is_checked_before_a_cut(kind) -> None:
+    n, m = (2, 4) if kind == "nm" else (0, 0)
+    made = source(kind, "bf16", (32, 128), n=n, m=m)
+    parts = made.pack()
+    parts["values"].reshape(-1)[:] = np.nan
+    check_index(made.spec, parts, "P", None)  # values are the slice's own affair
+    parts["mask"][1, 1, 3] ^= 4
+    with pytest.raises(InputRefused, match=r"P\.mask"):
+        check_index(made.spec, parts, "P", None)
+    with pytest.raises(InputRefused, match=r"P\.values"):
+        check_index(made.spec, {**parts, "values": parts["values"][:-1]}, "P", None)
 
 
 def test_nm_stays_nm_where_groups_stay_whole_and_becomes_ragged_elsewhere() -> None:
