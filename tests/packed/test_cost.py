@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ import torch
 
 from backends.packed.check import check
 from backends.packed.pack import index, mask_chunks, value_chunks
-from backends.packed.spec import PackedLinear, ValueType
+from backends.packed.spec import PackedLinear
 from backends.packed.torch_unpack import dense_torch, to_torch
 from exporter.sparsity.mask import Mask
 from tests.packed.make import Source, codes, source
@@ -100,4 +99,3 @@ def test_packing_holds_a_few_row_blocks() -> None:
     assert (
         peak(lambda: sum(1 for _ in mask_chunks(nm.spec, Mask.from_bool(nm.kept).rows))) < 12 << 20
     )
-    assert replace(nm.spec, values=ValueType.FP16).row_blocks == 352
