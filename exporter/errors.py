@@ -38,7 +38,7 @@ CATALOGUE: dict[str, ErrorKind] = {
         "what each costs.",
     ),
     "calibration-needed": ErrorKind(
-        "The merge policy needs text to measure on.",
+        "The merge policy, or quantise=gptq, needs text to measure on.",
         "Give --calibration FILE: a UTF-8 text like what the model will read.",
     ),
     # --- folders and files

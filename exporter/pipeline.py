@@ -7,7 +7,7 @@ be published and an unchecked model cannot be fused.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,24 +15,21 @@ from pathlib import Path
 from exporter import registry
 from exporter.adapters.base import Adapter
 from exporter.artefact import StagedArtefact, VerifiedArtefact
-from exporter.calibration.measure import measure_costs
-from exporter.calibration.observe import observe, read_windows
 from exporter.check.claims import check_claim
 from exporter.check.masks import linear_shapes
 from exporter.check.model import check_model
 from exporter.contract import Diagnostic, LowerPlan, Progress, Target
-from exporter.errors import InputRefused, UsageError
+from exporter.errors import InputRefused
+from exporter.fusing import Fused, Fusing
 from exporter.inputs import read_adapters
 from exporter.listener import Listener, Silent, Stopwatch
 from exporter.manifests import describe_inputs, make_manifest
 from exporter.memory import peak_rss_bytes
 from exporter.merge.agree import name_the_odd_one
-from exporter.merge.fuse import fuse
 from exporter.merge.policies import require_calibration
 from exporter.model import CheckedModel, FusedModel
 from exporter.provenance import build_report
-from exporter.quantise.stage import quantise, wanted
-from exporter.report.costs import CostsPart
+from exporter.quantise.stage import wanted
 from exporter.report.export import ExportReport, Measured
 from exporter.report.inspect import InspectReport, report_of
 from exporter.request import ExportRequest
@@ -58,12 +55,15 @@ class Prepared:
 
     request: ExportRequest
     target: Target
-    merged: FusedModel  # with the adapters in
-    model: FusedModel  # `merged` with the values that the target asked for
+    fused: Fused
     adapters: tuple[tuple[Adapter, float], ...]
     diagnostics: tuple[Diagnostic, ...]
     plan: LowerPlan
-    costs: CostsPart | None  # None without calibration
+
+    @property
+    def model(self) -> FusedModel:
+        """What is lowered: adapters in, values as the target asked for them."""
+        return self.fused.model
 
 
 def prepare(
@@ -79,6 +79,7 @@ def prepare(
     """
     require_calibration(request.policy, request.calibration is not None)
     target = registry.load_target(request.target, request.target_options)
+    asked = wanted(target, request.calibration is not None)
     with watch.stage("read headers"):
         checkpoint = Checkpoint.open(request.model)
     with watch.stage("check"):
@@ -87,13 +88,10 @@ def prepare(
             check_claim(request.expect, checked.patterns.values())
     with watch.stage("read adapters"):
         adapters = read_adapters(request, checked.checkpoint, checked.spec)
-    merged, costs = _fuse(request, checked, adapters, watch, progress, work)
-    asked = wanted(target)
-    model = merged if asked is None else quantise(merged, asked)
-    diagnostics = tuple(target.inspect(model))
+    fused = Fusing(request, checked, adapters, asked, watch, progress).run(work)
+    diagnostics = tuple(target.inspect(fused.model))
     _stop_on_refusal(request.target, diagnostics)
-    plan = target.plan(model)
-    return Prepared(request, target, merged, model, adapters, diagnostics, plan, costs)
+    return Prepared(request, target, fused, adapters, diagnostics, target.plan(fused.model))
 
 
 def _checked(
@@ -135,31 +133,6 @@ def export(request: ExportRequest, listener: Listener | None = None) -> Outcome:
     prepared.model.checked.checkpoint.close()
     told = (*prepared.diagnostics, *_warnings(prepared.adapters))
     return Outcome(report, _measured(prepared, watch, baseline), prepared.plan, told)
-
-
-def _fuse(
-    request: ExportRequest,
-    checked: CheckedModel,
-    adapters: Sequence[tuple[Adapter, float]],
-    watch: Stopwatch,
-    progress: Progress | None,
-    work: Path | None,
-) -> tuple[FusedModel, CostsPart | None]:
-    if request.calibration is None or work is None:
-        with watch.stage("fuse"):
-            return fuse(checked, adapters, request.policy, progress), None
-    if not adapters:
-        raise UsageError("usage", "--calibration without --adapter", expected="something to merge")
-    if request.policy is None:
-        fuse(checked, adapters)  # a refusal must come before minutes of calibration
-    calibrator = registry.load_calibrator()
-    with watch.stage("calibrate"):
-        windows = read_windows(request.calibration, calibrator, checked)
-        observed = observe(checked, adapters, windows, calibrator, work, progress)
-    with watch.stage("fuse"):
-        model = fuse(checked, adapters, request.policy, progress, observed.bench)
-    with watch.stage("measure costs"):
-        return model, measure_costs(model, observed, calibrator, progress)
 
 
 def _warnings(adapters: Iterable[tuple[Adapter, float]]) -> Iterator[Diagnostic]:
@@ -205,13 +178,12 @@ def _verify_and_publish(
         inputs = describe_inputs(prepared.request, prepared.model, listener.progress)
         report = build_report(
             prepared.target,
-            prepared.merged,
+            prepared.fused,
             prepared.adapters,
             prepared.diagnostics,
             staged.folder,
             verification,
             listener.progress,
-            prepared.costs,
         )
         verified.publish(
             report,

@@ -11,10 +11,10 @@ from exporter import __version__
 from exporter.adapters.base import Adapter
 from exporter.adapters.identity import LOCAL
 from exporter.contract import Diagnostic, Progress, Target
+from exporter.fusing import Fused
 from exporter.merge.accounting import account
 from exporter.merge.measure import measure
 from exporter.model import FusedModel
-from exporter.report.costs import CostsPart
 from exporter.report.export import (
     AccountingPart,
     AdapterPart,
@@ -40,16 +40,15 @@ def target_options(target: Target) -> dict[str, Any]:
 
 def build_report(
     target: Target,
-    model: FusedModel,
+    fused: Fused,
     adapters: Sequence[tuple[Adapter, float]],
     diagnostics: Sequence[Diagnostic],
     folder: Path,
     verification: VerifyReport,
     progress: Progress | None = None,
-    costs: CostsPart | None = None,
 ) -> ExportReport:
     """The report of a verified artefact in `folder`; equal inputs give equal reports."""
-    structure = verification.structure
+    model, structure = fused.merged, verification.structure
     files, _ = list_files(folder)
     types = {t.name: parse_dtype(t.dtype) for t in target.read_back(folder)}
     figures = measure(model, {n: t for n, t in types.items() if t}, progress)
@@ -61,7 +60,8 @@ def build_report(
         adapters=tuple(_adapter_part(a, w) for a, w in adapters),
         merge=merge,
         accounting=AccountingPart(**dataclasses.asdict(account(model, adapters, figures))),
-        costs=costs,
+        costs=fused.costs,
+        quantised=fused.quantised,
         diagnostics=tuple(DiagnosticPart(**dataclasses.asdict(d)) for d in diagnostics),
         artefact=ArtefactPart(
             files=files,

@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from exporter.adapters.tiles import tiles, zero_outside
 from exporter.contract import Progress
+from exporter.merge.energy import energy
 from exporter.merge.rows import MergedRows
 from exporter.merge.workbench import BLOCK_ROWS, Workbench
 from exporter.model import FusedModel
@@ -74,15 +73,9 @@ def _error(rows: MergedRows, gram: F32) -> ModuleError:
     error = masked = total = 0.0
     for r0, r1 in tiles(0, rows.delta.shape[0], BLOCK_ROWS):
         target = rows.trained(r0, r1)
-        total += _energy(target, gram)
-        error += _energy(rows(r0, r1) - target, gram)
+        total += energy(target, gram)
+        error += energy(rows(r0, r1) - target, gram)
         if mask is not None:
             zero_outside(target, ~mask.rows(r0, r1))  # what masking would drop
-            masked += _energy(target, gram)
+            masked += energy(target, gram)
     return ModuleError(error, masked, total)
-
-
-def _energy(rows: F32, gram: F32) -> float:
-    """`tr(R H R^T)`; the product in float32, the sum in float64. Rounding may leave it below 0."""
-    product = np.matmul(rows, gram)
-    return max(0.0, float(np.einsum("ij,ij->", product, rows, dtype=np.float64)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ class Observed:
     """What calibration measured before anything was merged."""
 
     windows: Windows
-    bench: Workbench  # Gram matrices of every module that a merge would lose something of
+    bench: Workbench  # Gram matrices of the modules observed
     perplexity: float  # of base and adapters unmerged, on the held-out windows
 
 
@@ -50,6 +50,7 @@ def observe(
     calibrator: Calibrator,
     folder: Path,
     progress: Progress | None = None,
+    also: Collection[str] = (),
 ) -> Observed:
     """Run the model with its adapters unmerged: the inputs are those that training saw.
 
@@ -63,14 +64,16 @@ def observe(
         calibrator: runs the model.
         folder: empty; Gram matrices are written there and must stay while `Observed` is used.
         progress: told after each block.
+        also: modules to observe beside those that a merge would lose something of.
 
     Raises:
         InputRefused: `arch-unsupported`, `value-not-finite`, `output-failed`.
     """
     trained = fuse(checked, adapters, "densify")
     bench = Workbench(folder)
+    wanted = trained.densified | frozenset(also)
     loss = calibrator.observe(
-        trained, windows.ids, windows.held_out, trained.densified, bench.keep_gram, progress
+        trained, windows.ids, windows.held_out, wanted, bench.keep_gram, progress
     )
     return Observed(windows, bench, math.exp(loss))
 

@@ -26,7 +26,7 @@ from exporter.request import AdapterRequest, ExportRequest
 POLICIES = "exact, mask, refit, reprune, separate, densify"
 CALIBRATION_HELP = (
     "UTF-8 text, or token ids (.json, .safetensors), as FILE or FILE:tokens=N,held_out=N,length=N: "
-    "what refit solves on, and what the merge costs on it."
+    "what refit and quantise=gptq solve on, and what merging and quantising cost on it."
 )
 HELD_OUT_HELP = "Text for the perplexity; else the end of the calibration text is held out."
 
@@ -197,6 +197,7 @@ def _rows(report: ExportReport, outcome: Outcome) -> list[tuple[str, str]]:
         ("merge", str(report.merge.get("policy", "none"))),
         *merge_lines(report.merge.get("figures", {})),
         *(report.costs.lines() if report.costs else ()),
+        *(report.quantised.lines() if report.quantised else ()),
         *([("accounting", "; ".join(lines))] if (lines := report.accounting.lines()) else ()),
         ("artefact", f"{report.artefact.total_bytes / 1e6:.1f} MB"),
         ("verified by", str(verification.get("engine", ""))),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from exporter.adapters.tiles import tiles
 from exporter.contract import Progress
 from exporter.errors import InputRefused
 from exporter.model import RowReader
@@ -61,16 +64,35 @@ class Workbench:
         Raises:
             InputRefused: `output-failed`.
         """
-        path = self._new()
-        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        steps = tiles(0, shape[0], BLOCK_ROWS)
+        done = self.keep_blocks(
+            shape, np.dtype("<f4"), (rows(r0, r1) for r0, r1 in steps), progress
+        )
+        return lambda r0, r1: done(r0, r1).astype(np.float32, copy=False)
+
+    def keep_blocks(
+        self,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        blocks: Iterable[NDArray[Any]],
+        progress: Progress | None = None,
+    ) -> Callable[[int, int], NDArray[Any]]:
+        """Store an array of `shape` given in blocks of rows, and give a reader of fresh rows.
+
+        Raises:
+            InputRefused: `output-failed`.
+        """
+        path, done = self._new(), 0
+        descr = np.lib.format.dtype_to_descr(dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": shape}
         try:
             with path.open("wb") as file:
                 np.lib.format.write_array_header_1_0(file, header)
-                for r0 in range(0, shape[0], BLOCK_ROWS):
-                    r1 = min(r0 + BLOCK_ROWS, shape[0])
-                    rows(r0, r1).astype("<f4", copy=False).tofile(file)
+                for block in blocks:
+                    block.astype(dtype, copy=False).tofile(file)
+                    done += len(block)
                     if progress is not None:
-                        progress("solve rows", r1, shape[0])
+                        progress("solve rows", done, shape[0])
         except OSError as error:
             raise output_failed(error, path) from error
         return _Stored(path)
@@ -81,11 +103,11 @@ class Workbench:
 
 
 class _Stored:
-    """Rows of a stored matrix; the file is open only while some are read."""
+    """Rows of a stored array; the file is open only while some are read."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def __call__(self, r0: int, r1: int) -> F32:
-        """Rows `[r0:r1]`, fresh float32."""
+    def __call__(self, r0: int, r1: int) -> NDArray[Any]:
+        """Rows `[r0:r1]`, fresh."""
         return np.array(np.load(self._path, mmap_mode="r", allow_pickle=False)[r0:r1])

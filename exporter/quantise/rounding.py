@@ -13,6 +13,7 @@ from exporter.quantise.scales import GRIDS, scales_of, spans
 from exporter.store.dtypes import F32
 
 Codes = NDArray[np.generic]
+Blocks = Callable[[int, int], CodesAndScales]  # of rows `[r0:r1)`
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def dequantise(codes: Codes, scales: F32, group: int) -> F32:
 class Dequantised:
     """`FusedTensor.rows` of a quantised weight."""
 
-    block: Callable[[int, int], CodesAndScales]
+    block: Blocks
     group: int
 
     def __call__(self, r0: int, r1: int) -> F32:

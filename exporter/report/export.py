@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from exporter.report.costs import CostsPart
 from exporter.report.inspect import NoteEntry
+from exporter.report.quantised import QuantisedPart
 
 SCHEMA = 1
 
@@ -129,6 +130,7 @@ class ExportReport(_Frozen):
     merge: Mapping[str, Any]
     accounting: AccountingPart
     costs: CostsPart | None = None  # with --calibration
+    quantised: QuantisedPart | None = None  # where the target stores codes and scales
     diagnostics: tuple[DiagnosticPart, ...]
     artefact: ArtefactPart
     verification: Mapping[str, Any]

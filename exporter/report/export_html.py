@@ -11,6 +11,7 @@ from exporter.report.export import ExportReport
 from exporter.report.heatmap import heatmap_svg
 from exporter.report.inspect import InspectReport
 from exporter.report.merge_html import merge_html
+from exporter.report.quantised_html import quantised_html
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
@@ -42,6 +43,7 @@ def export_html(report: ExportReport, sparsity: InspectReport) -> str:
         "<h2>Adapters</h2>",
         _adapters(report),
         merge_html(report),
+        quantised_html(report.quantised),
         "<h2>Sparsity</h2>",
         heatmap_svg(sparsity),
         "<h2>What the target said</h2>",

@@ -10,6 +10,7 @@ from rich.table import Table
 from exporter import registry
 from exporter.contract import Diagnostic, LowerPlan, RuntimeStatus
 from exporter.planning import header_model
+from exporter.quantise.stage import wanted
 from exporter.request import ExportRequest
 from exporter.store.sink import free_bytes
 
@@ -21,9 +22,10 @@ def plan_report(request: ExportRequest) -> dict[str, Any]:
 
     Raises:
         InputRefused: a fault that headers show.
-        UsageError: `unknown-target`, `target-option`.
+        UsageError: `unknown-target`, `target-option`, `calibration-needed`.
     """
     target = registry.load_target(request.target, request.target_options)
+    wanted(target, request.calibration is not None)  # refuses what an export would
     model = header_model(request)
     plan = target.plan(model)
     free = free_bytes(request.output)

@@ -14,6 +14,8 @@ LARGEST = {"int8": 127, "int4": 7, "fp8": 448}
 BF16 = [Fraction(float(v)) for v in np.arange(1, 0x7F80, dtype=np.uint16).view(ml_dtypes.bfloat16)]
 _FP8 = [Fraction(float(v)) for v in np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn)]
 
+FP8_VALUES = sorted({float(s * v) for v in _FP8 for s in (-1, 1)})
+
 
 def scale(weights: list[float], kind: str) -> Fraction:
     """Smallest bfloat16 at or above max|w| / largest; 1 for zeros."""
