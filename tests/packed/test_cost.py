@@ -37,9 +37,9 @@ def large(kind: str, values: str, group: int = 0) -> Source:
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Least processor time of three runs: other programs do not count."""
+    """Least processor time of two runs: other programs count little."""
     taken: list[float] = []
-    for _ in range(3):
+    for _ in range(2):
         start = time.process_time()
         run()
         taken.append(time.process_time() - start)
@@ -70,17 +70,32 @@ def test_the_check_is_quick_and_small(kind, values, group) -> None:
     ("kind", "values"), [("ragged", "bf16"), ("nm", "bf16"), ("ragged", "int8")]
 )
 def test_decompressing_at_load_is_quick_and_small(kind, values) -> None:
-    """At 300 MB of bfloat16 a second the 212 MB of SmolLM2's linears take 0.7 s."""
+    """In less time than numpy's assignment by a bool array, which leaves the order as it is.
+
+    Both are timed in turn, since on a busy machine seconds alone say little. On a quiet one core
+    this is some 1000 MB of bfloat16 a second.
+    """
     made = large(kind, values)
-    parts = {part: to_torch(array) for part, array in made.pack().items()}
+    arrays = made.pack()
+    parts = {part: to_torch(array) for part, array in arrays.items()}
+    bits = np.unpackbits(arrays["mask"].reshape(-1), bitorder="little").view(np.bool_)
+    raw = arrays["values"].reshape(-1).view(f"u{arrays['values'].itemsize}")
+
+    def ours() -> object:
+        return dense_torch(made.spec, parts, torch.bfloat16)
+
+    def obvious() -> None:
+        flat = np.zeros(bits.size, raw.dtype)
+        flat[bits] = raw
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        run = lambda: dense_torch(made.spec, parts, torch.bfloat16)  # noqa: E731
-        assert 2 * SHAPE[0] * SHAPE[1] / seconds(run) > 300e6
-        assert peak(run) < 16 << 20  # numpy's batches; the result itself is torch's
+        turns = [(seconds(ours), seconds(obvious)) for _ in range(3)]
     finally:
         torch.set_num_threads(threads)
+    assert min(own for own, _ in turns) < min(other for _, other in turns)
+    assert peak(ours) < 16 << 20  # numpy's batches; the result itself is torch's
 
 
 def test_packing_holds_a_few_row_blocks() -> None:
