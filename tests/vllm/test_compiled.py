@@ -1,0 +1,33 @@
+"""With torch.compile, packed gives the tokens that dense gives with torch.compile."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import save_tiny
+from tests.vllm.conftest import RunInVllm
+from tests.vllm.packing import How, linears, nm, pack_pair
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+PROGRAM = Path(__file__).parent / "programs" / "tokens.py"
+
+
+def test_compiled(tmp_path: Path, run_in_vllm: RunInVllm) -> None:
+    """In float32, and packed in memory all the while: the op is then part of the graph."""
+    sizes: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 1}
+    model = save_tiny("llama2", tmp_path / "model", dtype="float32", **sizes)
+    hows = [How(values="fp32"), nm(2, 4, "fp32"), How(values="int8"), How(values="fp32")]
+    hows += [nm(2, 8, "fp32"), How("dense", "fp32"), How(values="int4", group=128)]
+    packed, dense = pack_pair(model, tmp_path, dict(zip(linears(0), hows, strict=True)))
+    jobs = [
+        {"folder": str(packed), "enforce_eager": False, "env": {"SPARSE_EXPORT_MEMORY": "low"}},
+        {"folder": str(dense), "enforce_eager": False},
+    ]
+    cache = {"VLLM_CACHE_ROOT": str(tmp_path / "cache")}
+    found, wanted = run_in_vllm(PROGRAM, json.dumps(jobs), env=cache, timeout=800)
+    assert found == wanted
+    assert [len(made) for made in found] == [24, 24, 24]
