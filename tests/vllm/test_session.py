@@ -1,4 +1,4 @@
-"""The session on vLLM: logits, cache and hidden states against the float32 reference."""
+"""The session on vLLM: logits, cache and hidden states against transformers in float32."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from backends.reference.session import open_reference
+from backends.hf.session import open_session as open_in_transformers
 from backends.vllm.session import VllmSession, open_session
 from exporter.errors import EngineUnfit, InputRefused
 from tests.tiny import save_tiny
@@ -33,7 +34,7 @@ def session(vllm_alone: Path, folder: Path) -> Generator[VllmSession]:
 
 @pytest.fixture(scope="module")
 def reference(folder: Path):
-    opened = open_reference(folder, 1)
+    opened = open_in_transformers(folder, 1)
     yield opened
     opened.close()
 
@@ -114,11 +115,17 @@ def test_facts(session, folder):
 
 
 @pytest.mark.vllm
-def test_a_folder_that_vllm_refuses_is_told_with_its_words(vllm_alone, tmp_path):
-    broken = save_tiny("llama2", tmp_path / "m")  # heads of 16
+def test_a_folder_that_vllm_refuses_is_told_with_its_words(vllm_alone, folder, tmp_path):
+    broken = tmp_path / "m"
+    broken.mkdir()
+    (broken / "config.json").write_bytes((folder / "config.json").read_bytes())
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.down_proj.weight"]
+    save_file(weights, broken / "model.safetensors")
     with pytest.raises(EngineUnfit) as caught:
-        open_session(broken, 1)
-    assert caught.value.code == "engine-refused" and "head" in caught.value.found
+        open_session(broken, 1).close()
+    assert caught.value.code == "engine-refused"
+    assert "model.layers.1.mlp.down_proj.weight" in caught.value.found
 
 
 def test_a_config_of_no_known_architecture_starts_nothing(tmp_path):
