@@ -1,6 +1,6 @@
 """vLLM's managed environment for the tests marked `vllm`, and a way to run a program in it.
 
-One engine at a time: each takes gigabytes and all cores. The marked tests of this folder are one
+One engine at a time: each takes gigabytes and all cores. The marked tests are one
 xdist group, and a lock keeps apart what pytest's distribution does not.
 """
 
@@ -25,10 +25,10 @@ RunInVllm = Callable[..., Any]
 _holds: list[IO[str]] = []
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
     for item in items:
-        if here in item.path.parents and item.get_closest_marker("vllm"):
+        if item.get_closest_marker("vllm"):
             item.add_marker(pytest.mark.xdist_group("vllm"))
 
 
