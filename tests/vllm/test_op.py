@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from backends.packed.spec import PackedLinear
-from backends.vllm.plugin import op
-from backends.vllm.plugin.resident import OnCpu
+from backends.packed.gpu import Tuner
+from backends.vllm.plugin import op, resident
+from backends.vllm.plugin.resident import Kept, OnCpu, OnGpu
 from backends.vllm.plugin.settings import MEMORY, memory
 from exporter.errors import UsageError
 from tests.vllm.packing import How, nm, pack_weight
@@ -16,17 +16,23 @@ HOWS = [How(), nm(2, 8, "int8"), How(values="int4", group=128), How("dense")]
 ROWS = (48, 16, 33, 7)
 
 
-def layer(columns: int = 200) -> tuple[OnCpu, torch.nn.Module, torch.Tensor]:
-    """A fused layer of four kinds, and its weight in float64."""
-    kept: list[tuple[PackedLinear, dict[str, torch.Tensor]]] = []
+def shards(columns: int = 200) -> tuple[list[Kept], torch.Tensor]:
+    """Four kinds of shard, and the weight of all in float64."""
+    kept: list[Kept] = []
     dense: list[torch.Tensor] = []
     for seed, (rows, how) in enumerate(zip(ROWS, HOWS, strict=True)):
         generator = torch.Generator().manual_seed(seed)
         spec, parts, weight = pack_weight(torch.randn(rows, columns, generator=generator), how)
         kept.append((spec, parts))
         dense.append(weight.double())
+    return kept, torch.cat(dense)
+
+
+def layer() -> tuple[OnCpu, torch.nn.Module, torch.Tensor]:
+    """A fused layer that stays packed, and its weight."""
+    kept, weight = shards()
     module = torch.nn.Module()
-    return OnCpu(module, kept), module, torch.cat(dense)
+    return OnCpu(module, kept), module, weight
 
 
 @pytest.mark.parametrize("rows", [(1,), (3,), (2, 5), (0,)])
@@ -58,9 +64,23 @@ def test_a_narrow_type_is_rounded_once() -> None:
 
 def test_parts_are_parameters_of_the_layer() -> None:
     _, module, _ = layer()
-    names = {name for name, _ in module.named_parameters()}
-    assert {"packed_0_mask", "packed_0_starts", "packed_1_scales", "packed_3_values"} <= names
+    assert len(list(module.parameters())) == 4 + 3 + 5 + 1  # by kind and value type
     assert not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_on_a_gpu_each_shard_is_called_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU in place of the GPU, with nothing measured: how shards and bias are put together."""
+    tuner = Tuner(timer=None, triton=False, sparse24=False, processors=1)
+    monkeypatch.setattr(resident, "_tuner", lambda device: tuner)
+    kept, weight = shards()
+    module = torch.nn.Module()
+    form = OnGpu(module, kept, torch.float32, torch.device("cpu"), "fast")
+    x = torch.randn(3, 200, generator=torch.Generator().manual_seed(9))
+    bias = torch.linspace(-1, 1, sum(ROWS))
+    wanted = x.double() @ weight.T
+    torch.testing.assert_close(form(module, x, None).double(), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(form(module, x, bias).double(), wanted + bias, rtol=1e-5, atol=1e-5)
+    assert any(name.startswith("packed_3_") for name, _ in module.named_parameters())
 
 
 def test_fake_and_real_agree() -> None:

@@ -120,7 +120,7 @@ class SparseExportLinearMethod(UnquantizedLinearMethod):
             return
         kept = [self._kept.pop(index) for index in range(len(self._shards))]
         if weight.device.type == "cuda":
-            self._form = OnGpu(kept, weight.dtype, weight.device, self._memory)
+            self._form = OnGpu(layer, kept, weight.dtype, weight.device, self._memory)
         else:
             self._form = OnCpu(layer, kept)
 

@@ -29,44 +29,59 @@ class Form(Protocol):
 
 
 class OnCpu:
-    """Parameters of the layer; decompressed at every call, some rows at a time."""
+    """Decompressed at every call, some rows at a time."""
 
     def __init__(self, layer: Module, shards: Sequence[Kept]) -> None:
         register()
         self._layout = layout_text([spec for spec, _ in shards])
-        self._names: list[str] = []
-        for index, (spec, parts) in enumerate(shards):
-            for part in part_names(spec):
-                name = f"packed_{index}_{part}"
-                layer.register_parameter(name, Parameter(parts[part], requires_grad=False))
-                self._names.append(name)
+        parts = [parts[name] for spec, parts in shards for name in part_names(spec)]
+        self._names = _hold(layer, "packed", parts)
 
     def __call__(self, layer: Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """One call of the op for all shards."""
-        parts = [getattr(layer, name) for name in self._names]
-        return linear_op()(x, parts, self._layout, bias)
+        return linear_op()(x, _held(layer, self._names), self._layout, bias)
 
 
 class OnGpu:
     """A `GpuLinear` for each shard, which knows the fastest way for each number of rows."""
 
     def __init__(
-        self, shards: Sequence[Kept], dtype: torch.dtype, device: torch.device, memory: Memory
+        self,
+        layer: Module,
+        shards: Sequence[Kept],
+        dtype: torch.dtype,
+        device: torch.device,
+        memory: Memory,
     ) -> None:
         from backends.packed.gpu import GpuLinear
 
-        tuner = _tuner(device)
-        self._linears = [
-            GpuLinear.build(spec, parts, dtype=dtype, device=device, tuner=tuner, memory=memory)
-            for spec, parts in shards
-        ]
+        self._calls: list[tuple[list[str], tuple[int, ...]]] = []
+        for index, (spec, parts) in enumerate(shards):
+            linear = GpuLinear.build(
+                spec, parts, dtype=dtype, device=device, tuner=_tuner(device), memory=memory
+            )
+            names = _hold(layer, f"packed_{index}", linear.tensors)
+            self._calls.append((names, linear.layout))
 
     def __call__(self, layer: Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Shard by shard; the results stand side by side."""
-        del layer
-        results = [linear(x) for linear in self._linears]
+        op = torch.ops.sparse_export.packed_linear
+        results = [op(x, None, *_held(layer, names), layout) for names, layout in self._calls]
         whole = results[0] if len(results) == 1 else torch.cat(results, dim=-1)
         return whole if bias is None else whole + bias
+
+
+def _hold(layer: Module, stem: str, tensors: Sequence[torch.Tensor]) -> list[str]:
+    """Make tensors parameters of the layer: vLLM counts them, and torch.compile takes them as
+    inputs of the graph; their names."""
+    names = [f"{stem}_{index}" for index in range(len(tensors))]
+    for name, tensor in zip(names, tensors, strict=True):
+        layer.register_parameter(name, Parameter(tensor, requires_grad=False))
+    return names
+
+
+def _held(layer: Module, names: Sequence[str]) -> list[torch.Tensor]:
+    return [getattr(layer, name) for name in names]
 
 
 @cache
