@@ -14,7 +14,7 @@ import torch
 from backends.packed.gpu_tune import Memory, Resident, Tuner
 from backends.packed.spec import PackedLinear
 from backends.packed.torch_unpack import dense_torch
-from backends.packed.triton import half, ops
+from backends.packed.triton import ops
 from backends.packed.triton.plan import Path, Plan
 from backends.packed.triton.weight import Part, SparseWeight, as_tensor
 
@@ -73,10 +73,7 @@ class GpuLinear:
         here = {name: as_tensor(part).to(device) for name, part in parts.items()}
         sparse = SparseWeight.of(spec, here)
         dense = dense_torch(spec, here, dtype)
-        packed = _empty(dense)
-        if tuner.sparse24 and half.unfit(spec, dtype) is None:
-            packed = half.compress(dense)
-        resident = Resident(sparse, dense, packed)
+        resident = Resident(sparse, dense, tuner.compressed(spec, dense, dtype))
         return cls(spec, tuner.plan(spec, resident, dtype, memory), resident)
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

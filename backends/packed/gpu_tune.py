@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,6 +14,8 @@ from backends.packed.spec import PackedLinear
 from backends.packed.triton import half, ops
 from backends.packed.triton.plan import ANY, Path, Plan, Step
 from backends.packed.triton.weight import SparseWeight
+
+_LOG = logging.getLogger(__name__)
 
 Memory = Literal["fast", "low"]
 Timer = Callable[[Callable[[], torch.Tensor]], float]
@@ -74,7 +78,13 @@ class Tuner:
 
     @classmethod
     def of_device(cls, device: torch.device) -> Tuner:
-        """For a CUDA device. Never run by the project's own tests: no GPU has been at hand."""
+        """For a CUDA device of compute capability 8.0 or more; dense alone on others.
+
+        Never run by the project's own tests on a real device.
+        """
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+        if torch.cuda.get_device_capability(device) < (8, 0) or find_spec("triton") is None:
+            return cls(None, False, False, processors)
         from triton.testing import do_bench
 
         def timer(call: Callable[[], torch.Tensor]) -> float:
@@ -82,8 +92,19 @@ class Tuner:
             found: Any = do_bench(call, warmup=5, rep=20, return_mode="median")
             return float(found) * 1e3
 
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
         return cls(timer, True, half.available(), processors)
+
+    def compressed(
+        self, spec: PackedLinear, dense: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """The 2:4 form of `dense`, or an empty tensor where there can be none."""
+        if self.sparse24 and self.timer is not None and half.unfit(spec, dtype) is None:
+            try:
+                return half.compress(dense)
+            except RuntimeError as problem:
+                self.sparse24 = False
+                _LOG.warning("cuSPARSELt is left out: %s", problem)
+        return dense.new_empty(0)
 
     def plan(
         self, spec: PackedLinear, resident: Resident, dtype: torch.dtype, memory: Memory

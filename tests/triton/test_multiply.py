@@ -26,6 +26,14 @@ def product(
     return y
 
 
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
+@pytest.mark.parametrize("values", ValueType, ids=lambda v: v.value)
+def test_operands_lose_nothing(values: ValueType, dtype: torch.dtype) -> None:
+    """The interpreter multiplies float32 alone, so the type a GPU would take is asked for."""
+    stored = {"bf16": BF16, "fp16": FP16, "fp32": FP32}.get(values.value, dtype)
+    assert launch.operand_type(values, dtype) == (dtype if stored == dtype else FP32)
+
+
 def test_the_interpreter_runs_the_kernels() -> None:
     """Else every test here would need a GPU: tests/conftest.py sets TRITON_INTERPRET."""
     assert launch.INTERPRETED
@@ -81,6 +89,7 @@ def test_edges(shape: tuple[int, int]) -> None:
     values = list(ValueType)[seed % len(ValueType)]
     product(make("ragged", values, shape, seed=seed), 4)
     product(make("nm", values, shape, nm=(2, 4), seed=seed), 4)
+    product(make("dense", ValueType.INT4, shape), 4)  # odd rows end in half a byte
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from triton.runtime.errors import OutOfResources
 
+from backends.packed import gpu_tune
 from backends.packed.gpu import GpuLinear
 from backends.packed.gpu_tune import ROWS, Memory, Tuner
 from backends.packed.triton import half, ops
@@ -77,6 +79,16 @@ def test_dense_alone_frees_the_packed_weight(monkeypatch: pytest.MonkeyPatch) ->
     assert linear.nbytes == 37 * 130 * 2
 
 
+@pytest.mark.usefixtures("_library")
+@pytest.mark.parametrize("path", [Path.HALF, Path.DENSE])
+def test_one_way_for_all_rows_keeps_one_form(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    clock = Clock(monkeypatch, {Path.DENSE: 5, Path.TRITON: 10, Path.HALF: 7} | {path: 1})
+    tuner = Tuner(clock, True, True, 8, lambda packed, x: 0)
+    linear = build(make("nm", ValueType.BF16, (32, 64), nm=(2, 4)), tuner)
+    assert set(paths(linear)) == {path}
+    assert [tensor.numel() for tensor in linear.tensors[:7]].count(0) == 6
+
+
 def test_low_memory_keeps_no_dense_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, {Path.TRITON: 10, Path.SLABS: 50})
     case = make("ragged", ValueType.BF16, (37, 130))
@@ -119,6 +131,43 @@ def test_a_search_that_fails_leaves_the_rest(monkeypatch: pytest.MonkeyPatch) ->
     linear = build(make("nm", ValueType.BF16, (32, 64), nm=(2, 4)), tuner)
     assert set(paths(linear)) == {Path.DENSE}
     assert "no algorithm for this shape" in str(linear.plan)
+
+
+def test_a_compression_that_fails_is_logged_and_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[torch.Tensor] = []
+
+    def compress(weight: torch.Tensor) -> torch.Tensor:
+        calls.append(weight)
+        raise RuntimeError("cuSPARSELt is not supported on this device")
+
+    monkeypatch.setattr(half, "compress", compress)
+    tuner = Tuner(Clock(monkeypatch, {Path.DENSE: 5, Path.TRITON: 10}), True, True, 8)
+    for seed in (1, 2):
+        case = make("nm", ValueType.BF16, (32, 64), nm=(2, 4), seed=seed)
+        assert set(paths(build(case, tuner))) == {Path.DENSE}
+    assert len(calls) == 1 and "not supported on this device" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("capability", "installed", "able"),
+    [((9, 0), True, True), ((8, 0), True, True), ((7, 5), True, False), ((9, 0), False, False)],
+)
+def test_what_a_device_can_do(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], installed: bool, able: bool
+) -> None:
+    properties = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(gpu_tune, "find_spec", lambda name: installed or None)
+    monkeypatch.setattr(half, "available", lambda: True)
+    monkeypatch.setattr("triton.testing.do_bench", lambda call, **options: 0.25)
+    tuner = Tuner.of_device(torch.device("cuda"))
+    assert (tuner.triton, tuner.sparse24, tuner.processors) == (able, able, 132)
+    assert (tuner.timer is not None) == able
+    if tuner.timer:
+        assert tuner.timer(lambda: torch.empty(0)) == 250.0  # milliseconds to microseconds
 
 
 def test_a_wrong_or_failing_candidate_is_left_out_and_named(

@@ -73,7 +73,7 @@ def multiply(
         kernels.multiply, grid, x, *weight.tensors, bias if bias is not None else x, target,
         rows, layout.out_features, layout.in_features, x.stride(0),
         layout.groups, layout.tiles_per_group, per_split,
-        **_constants(layout, _compute(layout.type, x.dtype), config.block_rows),
+        **_constants(layout, operand_type(layout.type, x.dtype), config.block_rows),
         GROUPED=layout.groups > 1, BIASED=bias is not None, SPLITS=splits, BM=block_m,
         num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
@@ -123,7 +123,7 @@ def _constants(layout: Layout, compute: torch.dtype, block_rows: int) -> dict[st
     }
 
 
-def _compute(values: ValueType, x: torch.dtype) -> torch.dtype:
+def operand_type(values: ValueType, x: torch.dtype) -> torch.dtype:
     """Type of the operands of the product: x's where it holds every stored value exactly."""
     return x if _FLOATS.get(values, x) == x else torch.float32
 
