@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 # With this, transformers reads packed folders too, which other targets may verify by.
 import backends.packed.transformers  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from backends.reference.session import TorchReference
+from backends.vllm.legacy.transformers import legacy_config, legacy_format
 from exporter.arch.spec import artefact_spec
 from exporter.contract import Facts, Generation
 from exporter.errors import EngineUnfit, SparseExportError, UsageError
@@ -48,9 +49,12 @@ def open_session(folder: Path, threads: int | None = None) -> HfSession:
     if threads is not None:
         torch.set_num_threads(threads)
     try:
-        positions = artefact_spec(read_json(folder / "config.json")).max_positions
+        raw = read_json(folder / "config.json")
+        positions = artefact_spec(raw).max_positions
+        form = legacy_format(raw)
         net, found = cast(Any, AutoModelForCausalLM).from_pretrained(
             folder,
+            **({"config": legacy_config(folder, form)} if form else {}),
             dtype=torch.float32,
             attn_implementation="eager",
             local_files_only=True,

@@ -13,7 +13,7 @@ from backends.vllm.legacy import fits, write
 from backends.vllm.machine import look
 from backends.vllm.target import PackedTarget
 from exporter.contract import Diagnostic, LowerPlan, Progress, RuntimeWindow, StoredTensor
-from exporter.errors import EngineUnfit, UsageError
+from exporter.errors import UsageError
 from exporter.model import FusedModel
 
 # Those of `legacy.write`; None leaves each tensor its type.
@@ -50,17 +50,6 @@ class Vllm24Target(PackedTarget):
     def window(self) -> RuntimeWindow:
         """As `Target.window`, by layout."""
         return fits.WINDOW if self._legacy else super().window
-
-    def fallback(self) -> str:
-        """As `contract.VerifiesBy`.
-
-        Raises:
-            EngineUnfit: `engine-missing` for the old layout, which transformers does not read.
-        """
-        if self._legacy:
-            text = f"vllm-24: {self.runtime().reason}; transformers cannot run this layout instead"
-            raise EngineUnfit("engine-missing", text)
-        return super().fallback()
 
     def refusals(self, model: FusedModel) -> Iterator[Diagnostic]:
         """Groups of 4 that keep more than 2."""

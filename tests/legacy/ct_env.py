@@ -6,8 +6,11 @@ that are here already, and a second torch would cost a gigabyte.
 
 from __future__ import annotations
 
+import atexit
 import fcntl
+import functools
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -25,7 +28,7 @@ def ct_folder() -> Path:
     """The folder, made whole or not at all on the first call; other processes wait for it.
 
     Raises:
-        subprocess.CalledProcessError: pip failed; its words are in `.stdout`.
+        RuntimeError: pip failed, with its words.
     """
     digest = hashlib.sha256(LOCK.read_bytes()).hexdigest()[:12]
     home = runtimes_home()
@@ -53,17 +56,31 @@ def _install(folder: Path) -> None:
         raise RuntimeError(f"compressed-tensors could not be installed:\n{done.stdout[-3000:]}")
 
 
-def run_with_ct(program: Path, *arguments: str) -> str:
-    """Standard output of a Python program that can import compressed_tensors."""
+@functools.cache
+def _process(program: Path) -> subprocess.Popen[str]:
+    """One process for all jobs of this one: the imports take longer than the work."""
     env = {**os.environ, "PYTHONPATH": str(ct_folder()), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, str(program), *arguments],
+    process = subprocess.Popen(
+        [sys.executable, str(program)],
         env=env,
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        check=False,
-        timeout=300,
     )
-    if done.returncode:
-        raise RuntimeError(f"{program.name} failed:\n{done.stderr[-3000:]}")
-    return done.stdout
+    atexit.register(process.communicate)
+    return process
+
+
+def run_with_ct(program: Path, *job: str) -> None:
+    """Let `program`, which can import compressed_tensors, do a job: a line of JSON, answered.
+
+    Raises:
+        RuntimeError: it failed; what it says, or why its process ended, is on standard error.
+    """
+    process = _process(program)
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(json.dumps(job) + "\n")
+    process.stdin.flush()
+    answer = process.stdout.readline().strip()
+    if answer != "done":
+        raise RuntimeError(f"{program.name} {job}: {answer or 'its process ended'}")

@@ -1,7 +1,7 @@
 """Compress a dense folder by compressed-tensors 0.14.0.1 itself, or let it decompress one.
 
-`write_ct(dense, out)` in a test; below `__main__` is what runs beside that library:
-`python write_ct.py compress DENSE OUT FORMAT` and `python write_ct.py decompress FOLDER OUT.st`.
+`write_ct(dense, out)` and `read_ct(folder, out)` in a test; below `__main__` is what runs beside
+that library, in a process of its own: a job a line on standard input.
 """
 
 from __future__ import annotations
@@ -63,9 +63,23 @@ def _decompress(folder: Path, out: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in read}, out)
 
 
+def _serve() -> None:
+    import json
+    import os
+    import traceback
+
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    for line in sys.stdin:
+        verb, first, second, *rest = json.loads(line)
+        try:
+            (_compress if verb == "compress" else _decompress)(Path(first), Path(second), *rest)
+            answer = "done"
+        except Exception as error:  # noqa: BLE001 - told to the test, whatever it is
+            traceback.print_exc()
+            answer = repr(error)
+        print(answer, file=answers, flush=True)
+
+
 if __name__ == "__main__":
-    _, verb, first, second, *rest = sys.argv
-    if verb == "compress":
-        _compress(Path(first), Path(second), *rest)
-    else:
-        _decompress(Path(first), Path(second))
+    _serve()

@@ -112,16 +112,6 @@ def test_export_without_vllm_is_verified_by_transformers(
     assert run(["verify", str(out)]) == 0
 
 
-def test_old_layout_needs_vllm(
-    two_four: Path, tmp_path: Path, no_vllm: None, capsys: pytest.CaptureFixture[str]
-):
-    told = [str(two_four), "--target", "vllm-24,layout=compressed-tensors"]
-    assert run([*told, "-o", str(tmp_path / "out")]) == 4
-    message = " ".join(capsys.readouterr().err.split())
-    assert "engine-missing" in message and "transformers cannot run this layout" in message
-    assert not (tmp_path / "out").exists()
-
-
 def test_unstructured_export_with_an_adapter(
     sparse_model: Path, plain_lora: Path, tmp_path: Path, no_vllm: None
 ):

@@ -15,15 +15,13 @@ import torch
 from transformers.core_model_loading import ConversionOps, Transpose, WeightConverter
 from transformers.pytorch_utils import Conv1D
 
-from backends.packed.check import check
-from backends.packed.torch_unpack import dense_torch, to_numpy
-from backends.packed.transformers.folder import PARTS, PackedFolder
+from backends.packed.transformers.folder import Folder
 
 _WEIGHT = ".weight"
 Arrived = Future[torch.Tensor] | Callable[[], torch.Tensor]
 
 
-def packed_conversions(folder: PackedFolder, conversions: list[Any]) -> list[Any]:
+def packed_conversions(folder: Folder, conversions: list[Any]) -> list[Any]:
     """`conversions` of the model, those that take weights taking packed ones too, and one for
     the linears that no conversion of the model takes."""
     taken = [
@@ -57,7 +55,7 @@ class PackedConverter(WeightConverter):
 
     __slots__ = ("arrived", "folder", "inner", "origin")
 
-    def __init__(self, folder: PackedFolder, inner: WeightConverter | None) -> None:
+    def __init__(self, folder: Folder, inner: WeightConverter | None) -> None:
         """With `inner`, the model's conversion that gets dense weights in place of the parts."""
         self.folder = folder
         self.inner = inner
@@ -65,7 +63,7 @@ class PackedConverter(WeightConverter):
         self.arrived: list[tuple[str, str, Arrived]] = []
         for weight in _weights(inner) if inner else [_WEIGHT]:
             stem = weight.removesuffix(_WEIGHT)
-            self.origin |= {rf"{stem}\.{part}$": weight for part in PARTS}
+            self.origin |= {rf"{stem}\.{part}$": weight for part in folder.packing.parts}
             if inner:
                 self.origin[f"{weight}$"] = weight
         others = [p for p in inner.source_patterns if p not in _weights(inner)] if inner else []
@@ -95,7 +93,7 @@ class PackedConverter(WeightConverter):
         """The parameter `layer_name`, dense, in the type that the model has for it.
 
         Raises:
-            InputRefused: `packed-invalid`.
+            InputRefused: `packed-invalid`, or what else `Packing.decode` raises.
         """
         del hf_quantizer, loading_info  # without the latter, errors are raised as they come
         module = model.get_submodule(layer_name.rpartition(".")[0])
@@ -103,7 +101,7 @@ class PackedConverter(WeightConverter):
         gathered: dict[str, list[torch.Tensor]] = {}
         for pattern, parts in self._by_linear().items():
             for name in list(parts):
-                dense = self._dense(name, parts.pop(name), dtype)
+                dense = self.folder.dense(name, parts.pop(name), dtype)
                 gathered.setdefault(pattern, []).append(dense)
         if self.inner is None:
             (weight,) = gathered[_WEIGHT]
@@ -122,14 +120,3 @@ class PackedConverter(WeightConverter):
             found.setdefault(self.origin[pattern], {}).setdefault(module, {})[part] = tensor
         self.arrived = []
         return found
-
-    def _dense(
-        self, module: str, parts: dict[str, torch.Tensor], dtype: torch.dtype
-    ) -> torch.Tensor:
-        spec = self.folder.layers.get(module)
-        if spec is None:
-            (plain,) = parts.values()
-            return plain.to(dtype)
-        arrays = {part: to_numpy(tensor) for part, tensor in parts.items()}
-        check(spec, arrays, module, self.folder.files[f"{module}.values"])
-        return dense_torch(spec, arrays, dtype)

@@ -1,4 +1,4 @@
-"""The tensors of a packed checkpoint by their headers, against config.json and the model."""
+"""The tensors of a checkpoint by their headers: parts of linears, against config and model."""
 
 from __future__ import annotations
 
@@ -8,34 +8,54 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backends.packed.spec import PackedLinear, PackedModel
+import torch
+
 from exporter.errors import InputRefused
 from exporter.store.header import read_header
 
-PARTS = ("mask", "values", "offsets", "starts", "scales")
+# Module, its parts (CPU tensors, by name), the file that the message names, the type asked for.
+Decode = Callable[[str, Mapping[str, torch.Tensor], str, torch.dtype], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class PackedFolder:
-    """Specs by module, and the file that holds each tensor. Copies of it are itself.
+class Packing:
+    """How the linears of a folder are stored."""
+
+    parts: tuple[str, ...]  # every name that a part may have: "mask", "values", ...
+    linears: Mapping[str, Collection[str]]  # module -> its parts
+    decode: Decode  # checks the parts, and gives `[out, in]` in the type asked for
+
+
+@dataclass(frozen=True)
+class Folder:
+    """How linears are stored, and the file that holds each tensor. Copies of it are itself.
 
     transformers copies the conversion of a parameter for each parameter.
     """
 
-    layers: Mapping[str, PackedLinear]
+    packing: Packing
     files: Mapping[str, str]
 
-    def __deepcopy__(self, memo: Any) -> PackedFolder:
+    def __deepcopy__(self, memo: Any) -> Folder:
         """Itself: it never changes."""
         return self
 
+    def dense(
+        self, module: str, parts: Mapping[str, torch.Tensor], dtype: torch.dtype
+    ) -> torch.Tensor:
+        """The weight `[out, in]` of `module`, which may be plain: then its part is `weight`."""
+        if module not in self.packing.linears:
+            (plain,) = parts.values()
+            return plain.to(dtype)
+        file = self.files[f"{module}.{next(iter(parts))}"]
+        return self.packing.decode(module, parts, file, dtype)
 
-def read_folder(packed: PackedModel, files: Iterable[str | Path]) -> PackedFolder:
-    """Names of all tensors; each packed linear has its parts, no more and no fewer.
+
+def read_names(files: Iterable[str | Path]) -> dict[str, str]:
+    """The file of each tensor.
 
     Raises:
-        InputRefused: `tensor-duplicate`, `tensor-missing`, `tensor-unexpected`, and every fault of
-            a header.
+        InputRefused: `tensor-duplicate`, and every fault of a header.
     """
     held: dict[str, str] = {}
     for file in map(Path, files):
@@ -45,35 +65,40 @@ def read_folder(packed: PackedModel, files: Iterable[str | Path]) -> PackedFolde
                     "tensor-duplicate", f"in {held[name]} too", file=file.name, tensor=name
                 )
             held[name] = file.name
-    wanted = {
-        f"{module}.{part}": module
-        for module, spec in packed.layers.items()
-        for part in spec.tensors(slots=0)
-    }
+    return held
+
+
+def check_parts(folder: Folder) -> None:
+    """Each packed linear has its parts, no more and no fewer.
+
+    Raises:
+        InputRefused: `tensor-missing`, `tensor-unexpected`.
+    """
+    linears = folder.packing.linears
+    wanted = {f"{module}.{part}": module for module, parts in linears.items() for part in parts}
     for name, module in wanted.items():
-        if name not in held:
+        if name not in folder.files:
             raise _missing(name, f"a part of the packed linear {module}")
-    for name, file in held.items():
+    for name, file in folder.files.items():
         module, _, part = name.rpartition(".")
-        stray = part in PARTS and name not in wanted
-        if stray or (part == "weight" and module in packed.layers):
+        stray = part in folder.packing.parts and name not in wanted
+        if stray or (part == "weight" and module in linears):
             raise InputRefused(
                 "tensor-unexpected",
                 "config.json does not tell of it",
-                expected="parts of the linears in quantization_config.layers",
+                expected="the parts of packed linears, and plain tensors of others",
                 file=file,
                 tensor=name,
             )
-    return PackedFolder(packed.layers, held)
 
 
-def check_names(folder: PackedFolder, model: Any, rename: Callable[[str], str]) -> None:
+def check_names(folder: Folder, model: Any, rename: Callable[[str], str]) -> None:
     """Every parameter of the model is in the folder, and every tensor of the folder is of it.
 
     transformers fills what is missing with random values, and goes on.
 
     Args:
-        folder: as `read_folder` gives it.
+        folder: one that `check_parts` takes.
         model: of transformers, not yet loaded.
         rename: the parameter of the model that a stored tensor goes into.
 

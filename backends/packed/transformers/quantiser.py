@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, Protocol
 
 import torch
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -15,10 +15,23 @@ from transformers.core_model_loading import (
 )
 from transformers.quantizers.base import HfQuantizer
 
-from backends.packed.transformers.config import PackedConfig
 from backends.packed.transformers.convert import packed_conversions, plain_conversions
-from backends.packed.transformers.folder import PackedFolder, check_names, read_folder
+from backends.packed.transformers.folder import (
+    Folder,
+    Packing,
+    check_names,
+    check_parts,
+    read_names,
+)
 from exporter.errors import InputRefused, UsageError
+
+
+class _Config(Protocol):
+    """What the quantiser asks of its config; `PackedConfig` is one."""
+
+    def packing(self, names: Collection[str]) -> Packing:
+        """How the linears of a folder with these tensors are stored."""
+        ...
 
 
 class PackedQuantizer(HfQuantizer):
@@ -27,11 +40,10 @@ class PackedQuantizer(HfQuantizer):
     Names are checked before any weight is read, shapes after; `PackedConverter` checks the parts.
     """
 
-    quantization_config: PackedConfig
-
-    def __init__(self, quantization_config: PackedConfig, **kwargs: Any) -> None:
+    def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
-        self._folder = PackedFolder({}, {})
+        self._config: _Config = quantization_config
+        self._folder = Folder(quantization_config.packing(()), {})
         self._expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
@@ -43,7 +55,7 @@ class PackedQuantizer(HfQuantizer):
         if not self.pre_quantized:
             raise UsageError(
                 "usage",
-                "PackedConfig was given for a model that is not packed",
+                "a config of packed weights was given for a model that is not packed",
                 expected="a folder written by sparse-export",
             )
         devices = kwargs.get("device_map")
@@ -65,8 +77,9 @@ class PackedQuantizer(HfQuantizer):
         return packed_conversions(self._folder, weight_conversions)
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        files = kwargs.get("checkpoint_files") or []
-        self._folder = read_folder(self.quantization_config.packed, files)
+        names = read_names(kwargs.get("checkpoint_files") or [])
+        self._folder = Folder(self._config.packing(names), names)
+        check_parts(self._folder)
         state: dict[str, torch.Tensor] = model.state_dict()
         self._expected = {name: (tuple(t.shape), t.dtype) for name, t in state.items()}
         conversions = get_model_conversion_mapping(model, None, self)
