@@ -90,6 +90,7 @@ def test_lower_only(
     [
         "vllm-24",
         "vllm-24,values=int8",
+        "vllm-24,layout=compressed-tensors",
         "vllm-nm,values=fp16",
         "vllm-sparse,values=int4",
         "vllm-sparse,values=fp8",
