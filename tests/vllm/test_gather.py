@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
 from itertools import permutations
 from typing import Any
 
@@ -44,7 +45,7 @@ def test_parts_come_in_any_order(order: tuple[str, ...]) -> None:
         taken.gather.add(0, part, parts[part], WHOLE)
     ((_, found),) = taken
     assert torch.equal(found, dense)
-    taken.gather.finish()
+    taken.gather.close()
 
 
 def test_shards_mix_kinds_and_come_interleaved() -> None:
@@ -62,7 +63,7 @@ def test_shards_mix_kinds_and_come_interleaved() -> None:
     assert torch.equal(found[0], first.bfloat16())
     assert torch.equal(found[1], second)
     assert torch.equal(found[2], weight(3))
-    taken.gather.finish()
+    taken.gather.close()
 
 
 def test_a_loaders_buffer_may_be_used_again() -> None:
@@ -81,12 +82,32 @@ def test_what_is_missing_is_named() -> None:
     for part in ("mask", "offsets", "values"):
         taken.gather.add(0, part, parts[part], WHOLE)
     with pytest.raises(InputRefused) as refusal:
-        taken.gather.finish()
+        taken.gather.close()
     assert (refusal.value.code, refusal.value.tensor) == ("tensor-missing", "a.q.starts")
-    taken.gather.add(0, "starts", parts["starts"], WHOLE)
+
+
+def test_a_shard_of_which_nothing_came() -> None:
+    taken = Taken(PlainShard("a.q"), PlainShard("a.k"))
+    taken.gather.add(0, "weight", weight(), WHOLE)
     with pytest.raises(InputRefused) as refusal:
-        taken.gather.finish()
-    assert refusal.value.tensor == "a.k.weight"
+        taken.gather.close()
+    assert (refusal.value.code, refusal.value.tensor) == ("tensor-missing", "a.k.weight")
+
+
+def test_random_weights_come_from_no_checkpoint() -> None:
+    Taken(PlainShard("a.q")).gather.close(dummy=True)
+
+
+def test_what_is_closed_holds_no_weight_and_takes_none() -> None:
+    taken = Taken(PlainShard("P"))
+    gather, alive = taken.gather, weakref.ref(taken)
+    gather.add(0, "weight", weight(), WHOLE)
+    del taken
+    assert alive() is not None
+    gather.close()
+    assert alive() is None
+    with pytest.raises(InputRefused, match="loaded before"):
+        gather.add(0, "weight", weight(1), WHOLE)
 
 
 def test_nothing_comes_twice() -> None:

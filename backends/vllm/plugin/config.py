@@ -107,7 +107,7 @@ class SparseExportConfig(QuantizationConfig):
         """Ours for layers with something packed; vLLM's own for all others.
 
         Raises:
-            InputRefused: `packed-invalid` for a packed embedding or head, or a fused layer packed whole.
+            InputRefused: `packed-invalid` for an embedding or head, or a fused layer packed whole.
         """
         if isinstance(layer, LinearBase):
             return self._linear(prefix)

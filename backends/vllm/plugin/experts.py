@@ -73,8 +73,7 @@ class SparseExportExperts(UnquantizedFusedMoEMethod):
     def process_weights_after_loading(self, layer: RoutedExperts) -> None:
         """Check that everything came; then what vLLM does with dense experts."""
         if self._gather is not None:
-            if not self._dummy:
-                self._gather.finish()
+            self._gather.close(dummy=self._dummy)
             for stem in set(_STEMS.values()):
                 for part in PACKED_PARTS:
                     delattr(layer, f"{stem}_{part}")

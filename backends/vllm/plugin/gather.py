@@ -69,7 +69,7 @@ class Gather:
         self, shards: Sequence[Shard], take: Callable[[int, Tensors, Piece], None]
     ) -> None:
         self.shards = tuple(shards)
-        self._take = take
+        self._take: Callable[[int, Tensors, Piece], None] | None = take
         self._waiting: list[dict[str, torch.Tensor]] = [{} for _ in shards]
         self._done: set[int] = set()
 
@@ -79,6 +79,8 @@ class Gather:
         Raises:
             InputRefused: `tensor-duplicate`, and what `Shard` raises.
         """
+        if self._take is None:
+            raise InputRefused("tensor-unexpected", "weights were loaded before", tensor=part)
         shard, waiting = self.shards[index], self._waiting[index]
         name = f"{shard.module}.{part}"
         if part in waiting:
@@ -96,13 +98,26 @@ class Gather:
         waiting.clear()
         self._done.add(index)
 
-    def finish(self) -> None:
+    @property
+    def closed(self) -> bool:
+        """Whether loading is over."""
+        return self._take is None
+
+    def close(self, *, dummy: bool = False) -> None:
         """Check that every shard is complete: vLLM does not, for quantised checkpoints.
+
+        What `take` holds is let go. vLLM keeps the attributes of the first parameters for a later
+        reload (vllm/model_executor/model_loader/reload/meta.py), this object among them; a weight
+        that lived on here would be held twice.
+
+        Args:
+            dummy: nothing was loaded, and nothing should have been.
 
         Raises:
             InputRefused: `tensor-missing`.
         """
-        for index, shard in enumerate(self.shards):
+        self._take = None
+        for index, shard in enumerate(() if dummy else self.shards):
             if index in self._done:
                 continue
             have = self._waiting[index]

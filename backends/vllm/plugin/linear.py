@@ -103,8 +103,7 @@ class SparseExportLinearMethod(UnquantizedLinearMethod):
             InputRefused: `tensor-missing`.
         """
         if self._gather is not None:
-            if not self._dummy:
-                self._gather.finish()
+            self._gather.close(dummy=self._dummy)
             self._gather = None
             self._close(layer)
         if self._form is None:
