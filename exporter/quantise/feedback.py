@@ -54,12 +54,24 @@ class Feedback:
         all zeros. Memory: two float64 copies of H at most."""
         damped = gram.astype(np.float64)
         diagonal = np.einsum("ii->i", damped)
-        diagonal += DAMPING * float(diagonal.mean()) or 1.0
+        step = DAMPING * float(diagonal.mean()) or 1.0
+        diagonal += step
+        upper = _upper(damped)
+        while upper is None:  # float32 sums over much text can leave H a little below 0
+            step *= 10.0
+            diagonal += step
+            upper = _upper(damped)
         others: F32 = (damped / diagonal).astype(np.float32)
-        # Read backwards, the usual lower factor is an upper one.
-        upper: NDArray[Any] = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
-        del damped
+        del damped, diagonal
         return cls((upper / np.diagonal(upper)).astype(np.float32), others)
+
+
+def _upper(matrix: NDArray[np.float64]) -> NDArray[Any] | None:
+    """R, upper triangular, of `R R^T`: read backwards, the usual lower factor is an upper one."""
+    try:
+        return np.linalg.cholesky(matrix[::-1, ::-1])[::-1, ::-1]
+    except np.linalg.LinAlgError:
+        return None
 
 
 def feed_back(

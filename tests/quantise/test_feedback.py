@@ -120,3 +120,14 @@ def test_rows_do_not_touch_one_another() -> None:
     same = np.arange(7) != 3
     np.testing.assert_array_equal(one[0][same], two[0][same])
     assert (one[0][3] != two[0][3]).any() or (one[1][3] != two[1][3]).any()
+
+
+def test_a_gram_matrix_that_rounding_left_indefinite() -> None:
+    """More damping, not an error: the sum of squares of one direction came out below 0."""
+    weight, kept, _ = case(8, 60, seed=6)
+    direction = np.ones((60, 1)) / np.sqrt(60)
+    gram = (np.eye(60) - 1.2 * direction @ direction.T).astype(np.float32)
+    assert np.linalg.eigvalsh(gram)[0] < -0.1
+    codes, scales = run(weight, kept, gram, "int8", 0)
+    values = dequantise(codes, scales, 0)
+    assert not values[~kept].any() and np.abs(values - weight).max() < 2 * scales.max()
