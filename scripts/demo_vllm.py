@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
 
 from backends.hf.session import open_session
 from backends.vllm.runtime import RUNTIME
@@ -93,6 +95,21 @@ def run_pattern(demo: Demo, python: Path, base: Path, pattern: Pattern) -> Run:
                dense=sides["dense"], comparison=compared)  # fmt: skip
 
 
+class Progress:
+    """Says how a server's start goes: every second on a terminal, else twice a minute."""
+
+    def __init__(self, console: Console, status: Status) -> None:
+        self._console, self._status, self._said = console, status, 0.0
+
+    def __call__(self, seconds: float, last: str) -> None:
+        """Told each second: seconds since the start, the log's last line."""
+        text = escape(f"{seconds:.0f} s, compiling takes minutes; {last[-100:]}")
+        self._status.update(text)
+        if not self._console.is_terminal and seconds - self._said > 30:
+            self._said = seconds
+            self._console.print(f"  {text}", highlight=False)
+
+
 def serve_and_ask(demo: Demo, python: Path, folder: Path) -> tuple[float, list[Answer]]:
     """Seconds until the server was healthy, and its answers."""
     binary, log = python.with_name("vllm"), OUT / f"{folder.name}.log"
@@ -101,10 +118,7 @@ def serve_and_ask(demo: Demo, python: Path, folder: Path) -> tuple[float, list[A
     demo.console.print(f"\n[bold]$ {line}[/bold]", soft_wrap=True, highlight=False)
     environment = RUNTIME.environment()
     with demo.console.status("starting") as status:
-
-        def tell(seconds: float, last: str) -> None:
-            status.update(f"{seconds:.0f} s, compiling takes minutes; {last[-100:]}")
-
+        tell = Progress(demo.console, status)
         with served(binary, folder, log, env=environment, tell=tell) as server:
             demo.note(f"start {folder.name}", server.seconds)
             status.update("asking")

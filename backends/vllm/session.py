@@ -62,6 +62,7 @@ def open_session(
     pages = -(-length // _BLOCK) + 2
     page = 2 * spec.layers * spec.kv_heads * spec.head_dim * _BLOCK * _BYTES[dtype]
     variables = {**RUNTIME.environment(), **_ENVIRONMENT, **(env or {})}
+    variables.pop("VLLM_CPU_KVCACHE_SPACE", None)  # meant for servers, and stronger than our bytes
     if threads is not None:
         variables["OMP_NUM_THREADS"] = str(threads)
     python = RUNTIME.interpreter()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from backends.hf.session import open_session as open_in_transformers
 from backends.vllm.session import VllmSession, open_session
@@ -119,13 +118,12 @@ def test_a_folder_that_vllm_refuses_is_told_with_its_words(vllm_alone, folder, t
     broken = tmp_path / "m"
     broken.mkdir()
     (broken / "config.json").write_bytes((folder / "config.json").read_bytes())
-    weights = load_file(folder / "model.safetensors")
-    del weights["model.layers.1.mlp.down_proj.weight"]
-    save_file(weights, broken / "model.safetensors")
+    whole = (folder / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(whole[:-1000])
     with pytest.raises(EngineUnfit) as caught:
         open_session(broken, 1).close()
     assert caught.value.code == "engine-refused"
-    assert "model.layers.1.mlp.down_proj.weight" in caught.value.found
+    assert "SafetensorError" in caught.value.found
 
 
 def test_a_config_of_no_known_architecture_starts_nothing(tmp_path):

@@ -57,6 +57,7 @@ class Decoder:
         self._names = itertools.count()
         self._request: str | None = None
         self._scheduled: Any = None  # what was executed and not yet sampled from
+        self._fed = 0
         self._dtype = dtype
         self.max_tokens = length - 1
 
@@ -64,7 +65,6 @@ class Decoder:
         """Empty the cache, feed `tokens`; float32 `[T, V]`, or `[1, V]` for "last"."""
         self._drop()
         self._fits(tokens, 0)
-        self._fed = 0
         self._request = self._submit(tokens, self.max_tokens)
         hidden = self._execute()
         return self._logits(hidden if logits == "all" else hidden[-1:])
