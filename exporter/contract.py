@@ -91,6 +91,7 @@ class Packing:
     quantised: bool = False  # `StoredTensor.rows` are codes times scales
     kept: Callable[[int, int], Bools] | None = None
     exact: bool = True  # the stored mask is the model's own; else it may keep more
+    plus_zero: bool = False  # -0.0 is written as +0.0
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from backends.hf.session import open_session
+from backends.vllm.two_four import Vllm24Target
 from exporter.cli import run
 from exporter.errors import EngineUnfit
-from tests.legacy.conftest import two_four
+from exporter.verify.structure import check_structure
+from tests.legacy.conftest import fused, two_four
 from tests.legacy.write_ct import write_ct
 
 TOKENS = [1, 9, 88, 200, 7]
@@ -75,6 +77,25 @@ def test_exported_and_verified(
     config = json.loads((out / "config.json").read_text())
     assert config["quantization_config"]["sparsity_config"]["format"] == "sparse-24-bitmask"
     assert run(["verify", str(out)]) == 0
+
+
+def test_a_value_that_rounds_to_negative_zero(tmp_path: Path) -> None:
+    """It is kept, is -0.0 in float16, and stands there as +0.0; reference and files agree."""
+    model = two_four(tmp_path / "m")
+    tensors = load_file(model / "model.safetensors")
+    weight = tensors["model.layers.0.mlp.up_proj.weight"]
+    at = tuple(np.argwhere(weight != 0)[0])
+    weight[at] = -1e-20
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    target = Vllm24Target(layout="compressed-tensors", values="fp16")
+    fused_model = fused(model)
+    (tmp_path / "out").mkdir()
+    target.lower(fused_model, tmp_path / "out", lambda *_: None)
+    found = check_structure(target, fused_model, tmp_path / "out")
+    assert found.failures == () and found.packed is not None and found.packed.linears == 14
+    name = "model.layers.0.mlp.up_proj.weight"
+    value = target.as_written(fused_model).tensors[name].rows(0, weight.shape[0])[at]
+    assert value == 0 and not np.signbit(value)
 
 
 @pytest.mark.parametrize(

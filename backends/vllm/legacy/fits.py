@@ -35,7 +35,7 @@ def diagnose(model: FusedModel, dtype: str | None = None) -> Iterator[Diagnostic
         text = "--on-merge separate: this layout has no place for a branch beside the weights"
         yield Diagnostic("refusal", text, next(iter(model.branches)))
     if model.spec.fused_experts():
-        text = "vLLM read experts in this layout never; leave layout=compressed-tensors out"
+        text = "no vLLM ever read experts in this layout; leave layout=compressed-tensors out"
         yield Diagnostic("refusal", text)
     if any(linear.transposed for linear in linears):
         text = "its linears are stored as [in, out], which this layout does not know"

@@ -18,7 +18,6 @@ from backends.vllm.legacy.check import Checker
 from backends.vllm.legacy.decode import decode_bitmask
 from exporter.contract import Packing, StoredTensor
 from exporter.errors import InputRefused, VerificationFailed
-from exporter.sparsity.mask import Bools
 from exporter.store.dtypes import F32
 
 _PARTS = ("compressed", "bitmask", "shape")
@@ -52,7 +51,10 @@ def read_back(folder: Path) -> Iterator[StoredTensor]:
 def _weight(module: str, parts: Mapping[str, StoredTensor]) -> StoredTensor:
     linear = _Linear(module, parts["compressed"], parts["bitmask"], parts["shape"])
     values = parts["compressed"]
-    packing = Packing("2:4", _VALUES.get(values.dtype, values.dtype), False, linear.kept, False)
+    # No mask to compare with the model's: the bits follow the values, and one that is kept and
+    # zero has none. The values say all.
+    kind = _VALUES.get(values.dtype, values.dtype)
+    packing = Packing("2:4", kind, plus_zero=True)
     return replace(
         values,
         name=f"{module}.weight",
@@ -97,11 +99,6 @@ class _Linear:
         except InputRefused as error:
             raise _broken(error) from error
         return np.asarray(dense, np.float32)
-
-    def kept(self, r0: int, r1: int) -> Bools:
-        """Rows `[r0:r1)` of the bitmask."""
-        bits = np.unpackbits(self.bitmask.rows(r0, r1).astype(np.uint8), axis=1, bitorder="little")
-        return bits[:, : self.size()[1]].view(np.bool_)
 
     def sha256(self) -> str:
         """Over the digests of the parts."""
