@@ -24,7 +24,6 @@ pytestmark = [pytest.mark.vllm, pytest.mark.xdist_group("vllm")]
         pytest.param(
             "llama2", nm(2, 4), "vllm-24,layout=compressed-tensors", marks=pytest.mark.slow
         ),
-        pytest.param("qwen3_moe", nm(2, 8), "vllm-24,values=int8", marks=pytest.mark.slow),
     ],
 )
 def test_export_is_verified_by_vllm(
