@@ -21,9 +21,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.xdist_group("vllm")]
     ("kind", "rule", "target"),
     [
         ("qwen2", MIXED, "vllm-sparse"),
-        pytest.param(
-            "llama2", nm(2, 4), "vllm-24,layout=compressed-tensors", marks=pytest.mark.slow
-        ),
+        pytest.param("llama2", nm(2, 4), OLD, marks=pytest.mark.slow),
     ],
 )
 def test_export_is_verified_by_vllm(
