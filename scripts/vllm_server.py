@@ -89,13 +89,12 @@ def free_port() -> int:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process that leads a group, and the group: asked first, then killed."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGTERM)
+    """Ask a process that leads a group to end its own; then kill what is left of the group."""
+    process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(_STOP_SECONDS)
     with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)  # the engine's process may outlive the server's
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
