@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.xdist_group("vllm")]
     [
         ("qwen2", MIXED, "vllm-sparse"),
         pytest.param("llama2", nm(2, 4), OLD, marks=pytest.mark.slow),
+        pytest.param("qwen3_moe", nm(2, 8), "vllm-24,values=int8", marks=pytest.mark.slow),
     ],
 )
 def test_export_is_verified_by_vllm(
