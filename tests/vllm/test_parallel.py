@@ -20,12 +20,15 @@ PROGRAM = Path(__file__).parent / "programs" / "tokens.py"
 
 
 def test_two_ranks(tmp_path: Path, run_in_vllm: RunInVllm) -> None:
-    """8 heads, 2 KV heads; 2:4 in one layer, unstructured in the other. 328 columns make 164 a
-    rank, which ends inside of a tile."""
+    """8 heads, 2 KV heads; 2:4 attention and experts in one layer, the other unstructured. Its 328
+    columns make 164 a rank, which ends inside of a tile."""
     sizes: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32}
-    sizes |= {"hidden_size": 128, "intermediate_size": 328}
-    model = save_tiny("llama3", tmp_path / "model", dtype="bfloat16", bias=True, **sizes)
-    how = {name: nm(2, 4) for name in linears(0)} | {name: How() for name in linears(1)}
+    sizes |= {"hidden_size": 128, "intermediate_size": 328, "moe_intermediate_size": 64}
+    model = save_tiny("qwen3_moe", tmp_path / "model", dtype="bfloat16", bias=True, **sizes)
+    how = {name: nm(2, 4) for name in linears(0)[:4]} | {name: How() for name in linears(1)}
+    for expert, kind in enumerate((nm(2, 4), How(), How(values="int8"))):
+        below = f"model.layers.0.mlp.experts.{expert}"
+        how |= {f"{below}.{name}_proj": kind for name in ("gate", "up", "down")}
     jobs = [
         {"folder": str(folder), "tensor_parallel_size": 2}
         for folder in pack_pair(model, tmp_path, how)

@@ -58,7 +58,10 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, How]]] = {
     "qwen3_moe": (
         "qwen3_moe",
         {"head_dim": 32},
-        experts("mlp", ("gate_proj", "down_proj", "up_proj"), 1),
+        {
+            **experts("mlp", ("gate_proj", "down_proj", "up_proj"), 1),
+            **{name: How() for name in linears(1)[4:]},  # its second layer has no experts
+        },
     ),
 }
 

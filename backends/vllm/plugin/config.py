@@ -32,6 +32,10 @@ from backends.vllm.plugin.shards import (
 )
 from exporter.errors import InputRefused
 
+# A model class tells what its layers are fused of, but some too late: Qwen3-MoE adds gate_up_proj
+# once the layers are being made (vllm/model_executor/models/qwen3_moe.py, 0.32).
+_FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
+
 
 class SparseExportConfig(QuantizationConfig):
     """What config.json says of packed layers, under the names of vLLM's modules.
@@ -138,7 +142,7 @@ class SparseExportConfig(QuantizationConfig):
 
     def _shard_names(self, prefix: str) -> list[str]:
         parent, dot, last = prefix.rpartition(".")
-        fused = self.packed_modules_mapping.get(last, [last])
+        fused = (_FUSED | self.packed_modules_mapping).get(last, [last])
         return [f"{parent}{dot}{name}" for name in fused]
 
     def _experts(self, layer: RoutedExperts, prefix: str) -> QuantizeMethodBase | None:
