@@ -11,9 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from harness.models.smollm2 import fetch_smollm2
-from harness.text import BUILTIN, load_text
-from scripts.steps import ROOT, main_of, make_once, step
+from harness.text import BUILTIN
+from scripts.smollm2_70 import builtin_text, masks_of, pruned, tuned
+from scripts.steps import ROOT, main_of, step
 
 OUT = ROOT / "build" / "policies"
 AMOUNTS = "tokens=16384,held_out=16384,length=512"
@@ -25,15 +25,10 @@ def main(args: list[str]) -> int:
     """0 where the table was made."""
     options = _parser().parse_args(args)
     OUT.mkdir(parents=True, exist_ok=True)
-    sparse, lora = options.sparse or _sparse(), options.adapter
-    masks = sparse / "masks" / "masks.safetensors"
-    if lora is None:
-        lora = OUT / "adapter-lora"
-        steps = str(options.steps)
-        make_once(lora, "sparse-tune", "train", str(sparse), "--masks", str(masks), "--method",
-                  "lora", "--batch", "2", "--steps", steps, "--data", options.train,
-                  "-o", str(lora))  # fmt: skip
-    text = options.text or _builtin()
+    sparse = options.sparse or pruned(OUT)
+    lora = options.adapter or tuned(OUT, sparse, options.train, options.steps)
+    masks = masks_of(sparse)
+    text = options.text or builtin_text(OUT)
     held_out = ("--held-out", str(options.held_out)) if options.held_out else ()
     step("sparse-export", "policies", str(sparse), "--masks", str(masks), "--adapter", str(lora),
          *(word for name in POLICIES for word in ("--policy", name)),
@@ -54,21 +49,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sparse", type=Path, help="a pruned model with masks/masks.safetensors")
     parser.add_argument("--adapter", type=Path, help="a LoRA on it")
     return parser
-
-
-def _sparse() -> Path:
-    folder = OUT / "smollm2-70"
-    if not folder.exists():
-        base = fetch_smollm2(say=lambda text: print(f"  {text}"))
-        make_once(folder, "sparse-tune", "prune", str(base), "--method", "wanda", "--sparsity",
-                  "0.7", "-o", str(folder))  # fmt: skip
-    return folder
-
-
-def _builtin() -> Path:
-    path = OUT / "text.txt"
-    path.write_text(load_text(BUILTIN), encoding="utf-8")
-    return path
 
 
 if __name__ == "__main__":

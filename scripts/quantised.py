@@ -1,8 +1,9 @@
 """Perplexity of SmolLM2 at 70 % zeros with quantised values; ends in build/quantised.
 
-Makes what it needs by the commands a user would type: the model, pruned by Wanda. `--text` and
-`--held-out` give the texts that inputs are observed and perplexity is taken on; by default the
-text that CPython carries, its end held out.
+Makes what it needs by the commands a user would type: the model, pruned by Wanda, and a LoRA that
+heals it, merged by `refit`: the perplexity of a model that pruning has ruined says nothing of its
+values. `--text` and `--held-out` give the texts that inputs are observed and perplexity is taken
+on; by default the text that CPython carries, its end held out.
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ from rich.table import Table
 
 from exporter import registry
 from exporter.calibration.request import CalibrationRequest
-from exporter.calibration.values import compare_values
+from exporter.calibration.values import Compared, compare_values
 from exporter.check.model import check_model
 from exporter.commands.terminal import TerminalListener, interruptible
 from exporter.contract import QuantiseRequest
+from exporter.inputs import read_adapters
 from exporter.report.values import HEAD, ValuesReport, cells, notes, values_html
+from exporter.request import AdapterRequest, ExportRequest
 from exporter.store.checkpoint import Checkpoint
 from exporter.store.jsonio import dump_json
-from harness.models.smollm2 import fetch_smollm2
-from harness.text import BUILTIN, load_text
-from scripts.steps import ROOT, main_of, make_once
+from harness.text import BUILTIN
+from scripts.smollm2_70 import builtin_text, masks_of, pruned, tuned
+from scripts.steps import ROOT, main_of
 
 OUT = ROOT / "build" / "quantised"
 AMOUNTS = "tokens=16384,held_out=16384,length=512"
@@ -42,16 +45,20 @@ def main(args: list[str]) -> int:
     """0 where int4 by error feedback came out better than by rounding, else 1."""
     options = _parser().parse_args(args)
     OUT.mkdir(parents=True, exist_ok=True)
-    sparse = options.sparse or _sparse()
-    text = f"{options.text or _builtin()}:{options.amounts}"
-    request = CalibrationRequest.parse(text, options.held_out)
+    sparse = options.sparse or pruned(OUT)
+    lora = options.adapter or tuned(OUT, sparse, options.train, options.steps)
+    text = f"{options.text or builtin_text(OUT)}:{options.amounts}"
+    masks = masks_of(sparse) if masks_of(sparse).exists() else None
+    request = ExportRequest(sparse, "none", OUT, {}, (AdapterRequest(lora),), masks)
     with interruptible(), TerminalListener(Console(stderr=True)) as listener:
         listener.stage("check")
-        masks = sparse / "masks" / "masks.safetensors"
-        checked = check_model(Checkpoint.open(sparse), masks=masks if masks.exists() else None)
+        checked = check_model(Checkpoint.open(sparse), masks=masks)
+        adapters = read_adapters(request, checked.checkpoint, checked.spec)
+        measured = CalibrationRequest.parse(text, options.held_out)
+        compared = Compared(checked, measured, adapters, "refit")
         with tempfile.TemporaryDirectory(dir=OUT) as work:
             report = compare_values(
-                checked, request, REQUESTS, registry.load_calibrator(), Path(work), listener
+                compared, REQUESTS, registry.load_calibrator(), Path(work), listener
             )
     (OUT / "values.json").write_bytes(dump_json(report.model_dump(mode="json", by_alias=True)))
     (OUT / "values.html").write_text(values_html(report), encoding="utf-8")
@@ -82,24 +89,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text", type=Path, help="UTF-8 text to observe inputs on")
     parser.add_argument("--held-out", type=Path, help="UTF-8 text for the perplexity")
+    parser.add_argument("--train", default=BUILTIN, help="text to train the LoRA on")
+    parser.add_argument("--steps", type=int, default=100, help="of that training")
     parser.add_argument("--amounts", default=AMOUNTS)
-    parser.add_argument("--sparse", type=Path, help="a pruned model with masks/masks.safetensors")
+    parser.add_argument("--sparse", type=Path, help="a pruned model")
+    parser.add_argument("--adapter", type=Path, help="a LoRA on it")
     return parser
-
-
-def _sparse() -> Path:
-    folder = OUT / "smollm2-70"
-    if not folder.exists():
-        base = fetch_smollm2(say=lambda text: print(f"  {text}"))
-        make_once(folder, "sparse-tune", "prune", str(base), "--method", "wanda", "--sparsity",
-                  "0.7", "-o", str(folder))  # fmt: skip
-    return folder
-
-
-def _builtin() -> Path:
-    path = OUT / "text.txt"
-    path.write_text(load_text(BUILTIN), encoding="utf-8")
-    return path
 
 
 if __name__ == "__main__":

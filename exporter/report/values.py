@@ -40,13 +40,15 @@ class ValuesReport(_Frozen):
     family: str
     pattern: str
     sparsity: float
-    stored: str  # type of the checkpoint's weights
+    stored: str  # type of the checkpoint's weights, "bf16"
+    adapters: tuple[str, ...]  # merged before; family of each
+    policy: str | None  # of that merge
     linears: int  # quantised
     observed_tokens: int
     held_out_tokens: int  # none of them is observed
     window: int
     texts: tuple[str, ...]  # names of the files
-    perplexity: float  # of the values as stored
+    perplexity: float  # of the merged weights rounded to `stored`
     rows: tuple[ValuesRow, ...]
 
 
@@ -73,7 +75,9 @@ def _cells(row: ValuesRow) -> tuple[str, ...]:
 
 def notes(report: ValuesReport) -> tuple[str, ...]:
     """What a reader needs beside the table."""
+    merged = f"{', '.join(report.adapters)} merged by {report.policy}" if report.adapters else ""
     return (
+        *([merged] if merged else []),
         f"{report.linears} linears quantised, {report.pattern}, {report.sparsity:.2%} zeros, "
         "all of which stay",
         f"inputs observed on {report.observed_tokens:,} tokens, perplexity on "

@@ -8,9 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from exporter.check.model import check_model
 from exporter.report.values import ValuesReport, cells, values_html
+from exporter.store.checkpoint import Checkpoint
 from scripts import quantised
+from tests.adapters.forge import factors, targeted, tensors_of, write_lora
 from tests.tiny import save_tiny
+
+
+def small_lora(folder: Path) -> str:
+    """A dense delta, small beside the weights."""
+    spec = check_model(Checkpoint.open(folder / "model")).spec
+    found = factors(spec, targeted(spec, "q", "down"))
+    small = {m: (a * np.float32(0.1), b * np.float32(0.1)) for m, (a, b) in found.items()}
+    names = ["q_proj", "down_proj"]
+    return str(write_lora(folder / "lora", tensors_of(small), target_modules=names))
 
 
 @pytest.fixture(scope="module")
@@ -18,39 +30,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("values")
     save_tiny("llama2", folder / "model", sparsity=0.6, seed=3, dtype="bfloat16")
     rng = np.random.default_rng(0)
-    words = [
-        "the",
-        "cat",
-        "sat",
-        "on",
-        "the",
-        "mat",
-        "and",
-        "looked",
-        "at",
-        "the",
-        "dog",
-        "that",
-        "lay",
-        "in",
-        "the",
-        "sun",
-    ]
+    words = ("the", "cat", "sat", "on", "a", "mat", "and", "looked", "at", "that", "dog")
     (folder / "text.txt").write_text(" ".join(rng.choice(words, 1500)))
+    lora = small_lora(folder)
     patch = pytest.MonkeyPatch()
     patch.setattr(quantised, "OUT", folder)
     patch.setattr(quantised, "ROOT", folder)
     amounts = "tokens=2048,held_out=1024,length=64"
-    code = quantised.main(
-        [
-            "--sparse",
-            str(folder / "model"),
-            "--text",
-            str(folder / "text.txt"),
-            "--amounts",
-            amounts,
-        ]
-    )
+    model, text = str(folder / "model"), str(folder / "text.txt")
+    given = ["--sparse", model, "--adapter", lora, "--text", text, "--amounts", amounts]
+    code = quantised.main(given)
     patch.undo()
     return {"folder": folder, "code": code}
 
@@ -68,6 +57,7 @@ def test_every_kind_is_measured(made: dict[str, Any]) -> None:
         "int4 g128 gptq",
     ]
     assert report.stored == "bf16" and report.linears == 14
+    assert (report.adapters, report.policy) == (("lora",), "refit")
     assert (report.observed_tokens, report.held_out_tokens, report.window) == (2048, 1024, 64)
     errors = [row.error for row in report.rows]
     assert 0 < errors[0] < errors[1] < errors[3] < errors[2], "int8, fp8, int4 gptq, int4"
@@ -84,4 +74,4 @@ def test_the_page_and_the_table_show_all(made: dict[str, Any]) -> None:
 
 def test_nothing_is_left_behind(made: dict[str, Any]) -> None:
     names = {p.name for p in made["folder"].iterdir()}
-    assert names == {"model", "text.txt", "values.json", "values.html"}
+    assert names == {"model", "lora", "text.txt", "values.json", "values.html"}
