@@ -47,7 +47,7 @@ def served(
     *,
     env: Mapping[str, str],
     tell: Tell,
-    timeout: float = 1200.0,
+    timeout: float = 3600.0,  # compiling took 1157 s on two cores that much else was using
 ) -> Generator[Server]:
     """A running server; at the end, also on Ctrl-C or SIGTERM, its whole process group is gone.
 
