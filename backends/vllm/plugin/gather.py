@@ -14,11 +14,13 @@ from typing import Protocol
 
 import torch
 
+from backends.vllm.plugin.pages import UsedPages
 from backends.vllm.plugin.piece import Piece
 from backends.vllm.plugin.resident import Kept
 from exporter.errors import InputRefused
 
 Tensors = Mapping[str, torch.Tensor]
+_USED = UsedPages()  # of all layers: they come from the same files
 
 
 class Shard(Protocol):
@@ -93,8 +95,10 @@ class Gather:
         have = {**waiting, part: tensor}
         if shard.missing(have):
             waiting[part] = tensor.detach().clone()
+            _USED.note(tensor)
             return
         self._take(index, have, piece)
+        _USED.note(tensor)
         waiting.clear()
         self._done.add(index)
 
