@@ -107,9 +107,12 @@ def test_a_server_that_never_gets_healthy(binary: Path, tmp_path: Path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_to_the_demo_ends_the_server(binary: Path, tmp_path: Path, number: int):
     program = f"""
-        import os, time
+        import os, signal, time
         from pathlib import Path
         from scripts.vllm_server import served
+        # The shell that runs the tests may ignore them (nohup, "&").
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         with served(Path({str(binary)!r}), Path("good"), Path({str(tmp_path / "log")!r}),
                     env=dict(os.environ), tell=lambda seconds, last: None):
             print("serving", flush=True)
