@@ -35,7 +35,9 @@ app.command("merge")(merge_command)
 def ab_command(
     dense: Annotated[Path, typer.Argument(help="Artefact folder of the dense twin.")],
     sparse: Annotated[Path, typer.Argument(help="Artefact folder of the sparse model.")],
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved pairs.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved, over all processes.")] = 16,
+    processes: Annotated[int, typer.Option(min=1, help="Pairs of fresh processes.")] = 8,
+    max_processes: Annotated[int, typer.Option(min=1, help="Where 8 leave it too wide.")] = 24,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt.")] = 128,
     new_tokens: Annotated[int, typer.Option(min=2, help="Greedy tokens after it.")] = 64,
     threads: Annotated[int | None, typer.Option(min=1, help="Engine threads.")] = None,
@@ -58,6 +60,8 @@ def ab_command(
         min_speedup=min_speedup,
         seed=seed,
         title=title,
+        processes=processes,
+        max_processes=max_processes,
     )
     if html_out is not None:
         need("matplotlib")  # now, not after minutes of measuring

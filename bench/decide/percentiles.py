@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from bench.extras import need
-from bench.results import Frozen
+from bench.parts import Frozen
 
 LEVELS = (0.50, 0.90, 0.95, 0.99)
 CONFIDENCE = 0.95
