@@ -12,6 +12,7 @@ from pydantic import Field
 from bench.decide.percentiles import Percentile
 from bench.parts import Fingerprint, Frozen
 from bench.readings import ProcessLine, Reading
+from bench.workloads import Workload
 
 SCHEMA_VERSION = 1
 Status = Literal["same", "slower", "faster", "near", "noisy", "unconfirmed"]
@@ -69,7 +70,7 @@ class SideInfo(Frozen):
 class RunSettings(Frozen):
     """How it was measured; two results are compared only where these agree."""
 
-    workloads: list[dict[str, Any]]
+    workloads: list[Workload]
     rounds: list[int]
     seed: int
     threads: int | None

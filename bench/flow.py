@@ -73,7 +73,7 @@ def run_result(
         title=how.title or artefact.label,
         time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         settings=RunSettings(
-            workloads=[json.loads(json.dumps(asdict(w))) for w in how.plan.workloads],
+            workloads=list(how.plan.workloads),
             rounds=list(how.plan.rounds),
             seed=how.plan.seed,
             threads=how.plan.threads,
@@ -133,7 +133,7 @@ def compare_with(base: RunResult, folder: Path, how: How) -> CompareResult:
     settings = base.settings
     plan = replace(
         how.plan,
-        workloads=tuple(Workload(**_tuples(w)) for w in settings.workloads),
+        workloads=tuple(settings.workloads),
         rounds=tuple(settings.rounds),
         seed=settings.seed,
         threads=settings.threads,
@@ -165,7 +165,7 @@ def compare_results(
     need("scipy.stats")
     require_same_work(base, new)
     notes = require_like(base.fingerprint, new.fingerprint, force=force)
-    workloads = [Workload(**_tuples(w)) for w in base.settings.workloads]
+    workloads = base.settings.workloads
     first = _judge_results(base, new, workloads, rule)
     second = None
     if again is not None:
@@ -278,9 +278,3 @@ def tools_of(
 
 def _has_readings(path: Path) -> bool:
     return '"line":"reading"' in path.read_text(encoding="utf-8")
-
-
-def _tuples(raw: dict[str, object]) -> dict[str, object]:
-    """Settings out of JSON: lists are tuples again."""
-    prompts = raw.get("prompts") or ()
-    return {**raw, "prompts": tuple(tuple(p) for p in prompts)}  # type: ignore[union-attr]

@@ -33,7 +33,6 @@ class Workload:
     measures: Measures = "both"
     gate: Gate = "tpot"
     prompts: tuple[tuple[int, ...], ...] = ()
-    min_speedup: float | None = None
     slo_ttft_ms: float | None = None
     slo_tpot_ms: float | None = None
 

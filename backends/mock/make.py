@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from backends.mock.session import VOCAB, MockSession
+from pydantic import ValidationError
+
+from backends.mock.session import MockSession
 from backends.mock.spec import NAME, MockSpec
 from exporter.errors import UsageError
 from exporter.store.dtypes import F32
@@ -58,4 +61,21 @@ def make_mock(folder: Path, spec: MockSpec) -> None:
     write_manifest(folder, manifest)
 
 
-__all__ = ["VOCAB", "make_mock"]
+def parse_settings(pairs: Sequence[str]) -> MockSpec:
+    """`NAME=VALUE` texts as settings.
+
+    Raises:
+        UsageError: `usage`.
+    """
+    parts = [pair.partition("=") for pair in pairs]
+    raw = {name: value for name, _, value in parts}
+    try:
+        return MockSpec.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(
+            "usage",
+            f"{where}: {first['msg']}",
+            expected=f"NAME=VALUE, NAME one of {', '.join(MockSpec.model_fields)}",
+        ) from None

@@ -27,9 +27,9 @@ class MockSpec(BaseModel):
     density: Annotated[float, Field(gt=0, le=1)] = 1.0
     slowdown: _Positive = Field(default=1.0, description="planted: multiplies each step")
     step_noise: _NotNegative = Field(default=0.0, description="sigma of the log of each step")
-    process_noise: _NotNegative = Field(default=0.0, description="sigma of the log, drawn once a process")
-    seed: int | None = Field(default=None, description="of the noise; null: another one each time")
-    work: Literal["wait", "gemv"] = Field(default="wait", description="gemv: each step reads weights")
+    process_noise: _NotNegative = Field(default=0.0, description="sigma of the log, once a process")
+    seed: int | None = Field(default=None, description="of the noise; null: a new one")
+    work: Literal["wait", "gemv"] = Field(default="wait", description="gemv: a step reads weights")
     weight_bytes: Annotated[int, Field(ge=0, le=1 << 32)] = 1 << 20
     wrong: float = Field(default=0.0, description="added to each logit")
     fail: Literal["no", "missing", "crash"] = "no"

@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 
 from bench import cli
+from bench.flow import Keep
 from bench.results import AbResult, Interval, ab_schema
 from bench.run import AbOptions, ab
 from bench.verdict import Exit, exit_of, judge
@@ -23,8 +24,10 @@ SHORT = ["--prompt-tokens", "16", "--new-tokens", "8", "--rounds", "8"]
 def command(pair: tuple[Path, Path], opener: Opener, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """`ab DENSE SPARSE` on the toy sessions."""
 
-    def on_toys(dense: Path, sparse: Path, options: AbOptions, progress: object) -> AbResult:
-        return ab(dense, sparse, options, opener=opener, clock=opener.time.clock)
+    def on_toys(
+        dense: Path, sparse: Path, options: AbOptions, progress: object, keep: Keep
+    ) -> AbResult:
+        return ab(dense, sparse, options, opener=opener, clock=opener.time.clock, keep=keep)
 
     monkeypatch.setattr(cli, "ab", on_toys)
     return ["ab", *map(str, pair), *SHORT]
