@@ -14,6 +14,7 @@ from rich.console import Console
 from bench.commands import memory_command, merge_command, optimum_command
 from bench.comparison import schemas
 from bench.flow import Keep
+from bench.looking import history_command, overhead_command
 from bench.measuring import (
     HtmlOut,
     JsonOut,
@@ -48,6 +49,8 @@ app.command("optimum")(optimum_command)
 app.command("merge")(merge_command)
 app.command("run")(run_command)
 app.command("compare")(compare_command)
+app.command("history")(history_command)
+app.command("overhead")(overhead_command)
 
 
 @app.command("ab")

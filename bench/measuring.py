@@ -12,9 +12,11 @@ from rich.console import Console
 from bench.comparison import CompareResult, RunResult
 from bench.flow import How, Keep, compare_now, compare_results, compare_with, run_one
 from bench.load import read_run
+from bench.looking import serve_and_tell
 from bench.outputs import Outputs
 from bench.progress import Bar
 from bench.render.text import print_result
+from bench.served import Load
 from bench.suite import Suite, read_suite
 from exporter.commands.terminal import interruptible
 from exporter.contract import Progress
@@ -51,8 +53,28 @@ def run_command(
     out_dir: OutDir = None,
     samples: Samples = None,
     resume: Resume = False,
+    serve: Annotated[str | None, typer.Option(help="URL of a server of this artefact.")] = None,
+    model: Annotated[str | None, typer.Option(help="Its name there [ARTEFACT].")] = None,
+    requests: Annotated[int, typer.Option(min=1, help="With --serve.")] = 64,
+    concurrency: Annotated[int, typer.Option(min=1, help="Closed loop: clients.")] = 8,
+    rate: Annotated[float | None, typer.Option(help="Open loop: requests/s, Poisson.")] = None,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="With --serve.")] = 128,
+    new_tokens: Annotated[int, typer.Option(min=1, help="With --serve.")] = 64,
+    prompts: Annotated[Path | None, typer.Option(help="With --serve: JSON lines.")] = None,
+    slo_ttft_ms: Annotated[float | None, typer.Option(help="With --serve: for goodput.")] = None,
+    slo_tpot_ms: Annotated[float | None, typer.Option(help="With --serve: for goodput.")] = None,
 ) -> None:
-    """Measure one artefact: its outputs first, then every workload of the suite."""
+    """Measure one artefact: its outputs first, then every workload of the suite.
+
+    With --serve the load is sent to a server that is up, by vLLM's own client.
+    """
+    if serve is not None:
+        load = Load(
+            serve, model or str(artefact), artefact, requests, concurrency, rate, prompt_tokens,
+            new_tokens, prompts, slo_ttft_ms, slo_tpot_ms,
+        )  # fmt: skip
+        serve_and_tell(load, json_out)
+        return
     outputs = Outputs(out or [], out_dir, {"json": json_out, "html": html_out})
     found, folder = _suite(suite)
     chosen = _chosen(found, processes, processes, rounds)
@@ -150,8 +172,6 @@ def _suite(path: Path | None) -> tuple[Suite, Path]:
 
 def _chosen(suite: Suite, processes: int | None, most: int | None, rounds: int | None) -> Suite:
     """The suite, where the command line says otherwise."""
-    if processes is not None and most is None:
-        most = processes
     given = {"processes": processes, "max_processes": most, "rounds": rounds}
     return suite.model_copy(update={k: v for k, v in given.items() if v is not None})
 

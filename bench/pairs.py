@@ -80,12 +80,15 @@ def measure_processes(
         UsageError: a workload that does not fit, vocabularies that differ.
         EngineUnfit: an engine is missing, unfit, or broke.
     """
+    compared = len(artefacts) > 1 and plan.processes > 1
     kept = tools.journal.kept if tools.journal else []
     lines = [line for line in kept if line.run == run]
     done = {line.process for line in lines}
     process = 0
+    # Fewer processes could not decide so many workloads, however clear the difference is.
+    least = max(plan.processes, rule.blocks_needed(len(plan.workloads))) if compared else 1
     while process < plan.most:
-        if process >= plan.processes and _narrow(lines, plan, rule, len(artefacts)):
+        if process >= max(plan.processes, least) and _narrow(lines, plan, rule, len(artefacts)):
             break
         if process not in done:
             lines += _Pair(artefacts, plan, tools, run, process).lines()

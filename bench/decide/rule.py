@@ -68,7 +68,8 @@ def status_of(ratio: Ratio, p_holm: float, rule: Rule) -> Status:
 
     slower, faster: the whole interval lies beyond the minimum effect, and the ranks agree.
     same: the whole interval lies within it. near: the interval is as narrow as was asked for, and
-    holds the minimum effect; nothing more is to be had by measuring. noisy: it is too wide.
+    holds the minimum effect; nothing more is to be had by measuring. noisy: it is too wide, or
+    the ranks of too few processes cannot agree with it.
     """
     bound = 1 + rule.min_effect
     if not ratio.supported:
@@ -79,7 +80,8 @@ def status_of(ratio: Ratio, p_holm: float, rule: Rule) -> Status:
         return "faster"
     if ratio.low >= 1 / bound and ratio.high <= bound:
         return "same"
-    return "near" if ratio.half_width <= rule.precision else "noisy"
+    holds = ratio.low <= bound <= ratio.high or ratio.low <= 1 / bound <= ratio.high
+    return "near" if holds and ratio.half_width <= rule.precision else "noisy"
 
 
 def precise(ratios: Sequence[Ratio], rule: Rule) -> bool:

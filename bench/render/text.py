@@ -43,7 +43,7 @@ def cell_rows(result: CompareResult) -> list[list[str]]:
     return [head, *body]
 
 
-def figure_table(result: Result) -> list[list[str]]:
+def figure_table(result: Result, *, percentiles: bool = True) -> list[list[str]]:
     """Head and, for each workload, a row a metric with one column a side."""
     found = sides(result)
     head = ["workload", "metric", *(info.label for _, info, _ in found)]
@@ -53,7 +53,7 @@ def figure_table(result: Result) -> list[list[str]]:
             figures = [side[2][i].figure(metric) for side in found if i < len(side[2])]
             if any(f is not None and f.value is not None for f in figures):
                 body.append([workload.workload, words, *(_text(f, scale) for f in figures)])
-        for metric, words, scale in _SHOWN[:4]:
+        for metric, words, scale in _SHOWN[:4] if percentiles else ():
             figures = [side[2][i].figure(metric) for side in found if i < len(side[2])]
             body += _percentile_rows(workload.workload, words, figures, scale)
     return [head, *body]
@@ -63,7 +63,8 @@ def print_result(result: Result, console: Console) -> None:
     """Tables, notes and verdict."""
     if isinstance(result, CompareResult):
         console.print(_rich(cell_rows(result), result.title))
-    console.print(_rich(figure_table(result), "figures: median [95 % interval]"))
+    title = "figures: median [95 % interval]; percentiles are in the files"
+    console.print(_rich(figure_table(result, percentiles=False), title))
     for note in result.notes:
         console.print(f"note: {note}", highlight=False, markup=False)
     if isinstance(result, CompareResult):

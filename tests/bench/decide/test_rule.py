@@ -92,7 +92,7 @@ def ratio(low: float, high: float, blocks: int = 8) -> Ratio:
     ("found", "p", "status"),
     [
         (ratio(1.03, 1.05), 0.001, "slower"),
-        (ratio(1.03, 1.05), 0.20, "near"),  # the ranks do not agree
+        (ratio(1.03, 1.05), 0.20, "noisy"),  # the ranks do not agree
         (ratio(1.01, 1.03), 0.001, "near"),
         (ratio(1.01, 1.09), 0.001, "noisy"),
         (ratio(0.99, 1.01), 0.8, "same"),
