@@ -27,7 +27,7 @@ _TOML: Any = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli"
 
 _Count = Annotated[int, Field(ge=1, le=1 << 20)]
 _GATES: dict[str, tuple[Measures, Gate]] = {
-    "decode": ("generate", "tpot"),
+    "decode": ("generate", "itl"),
     "prefill": ("prefill", "prefill"),
     "mixed": ("generate", "e2e"),
     "both": ("both", "tpot"),

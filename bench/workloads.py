@@ -11,7 +11,7 @@ import numpy as np
 from exporter.errors import UsageError
 
 Measures = Literal["prefill", "generate", "both"]
-Gate = Literal["tpot", "prefill", "ttft", "e2e"]
+Gate = Literal["itl", "tpot", "prefill", "ttft", "e2e"]
 
 BATCHES = (1, 4, 16)
 PREFILLS = (128, 512, 2048)
@@ -94,9 +94,14 @@ class Workload:
 
 
 def decode(batch: int = 1, prompt_tokens: int = 128, new_tokens: int = 64) -> Workload:
-    """Tokens after a prompt, judged by TPOT."""
+    """Tokens after a prompt, judged by the median time between two."""
     return Workload(
-        prompt_tokens, new_tokens, name=f"decode-b{batch}", batch=batch, measures="generate"
+        prompt_tokens,
+        new_tokens,
+        name=f"decode-b{batch}",
+        batch=batch,
+        measures="generate",
+        gate="itl",
     )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from backends.mock.make import make_mock
 from backends.mock.spec import MockSpec
 from bench.artefacts import open_artefact
-from bench.blocks import blocks_of
+from bench.blocks import Table, blocks_of
 from bench.decide.rule import Rule
 from bench.decide.simulate import Design, Noise, Rates, simulate
 from bench.extras import need
@@ -33,12 +33,13 @@ RESULTS = ROOT / "docs" / "results"
 NOISE = RESULTS / "data" / "bench-noise.json"
 SLOWDOWNS = (1.0, 1.01, 1.02, 1.03, 1.04, 1.05, 1.07, 1.10)
 CELLS = (1, 7)
+METRICS = ("itl", "tpot")
 
 
 def record(pairs: int, rounds: int) -> None:
     """Median seconds a token of both sides, by pair and round."""
-    spec = MockSpec(ttft_ms=0, tpot_ms=0, work="gemv", weight_bytes=8 << 20)
-    workload = decode(1, 16, 24)
+    spec = MockSpec(ttft_ms=0, tpot_ms=0, work="gemv", weight_bytes=16 << 20)
+    workload = decode(1, 16, 32)
     plan = Plan((workload,), pairs, pairs, (rounds,))
     with tempfile.TemporaryDirectory() as folder:
         make_mock(Path(folder, "mock"), spec)
@@ -50,28 +51,32 @@ def record(pairs: int, rounds: int) -> None:
 
         tools = Tools(open_session, tell=tell)
         lines = measure_processes([artefact, artefact], plan, Rule(), tools)
-    base, new = blocks_of(lines, workload.name, "tpot")
-    table = [[np.round(b, 9).tolist(), np.round(n, 9).tolist()] for b, n in zip(base, new)]  # noqa: B905
+    table = {metric: _table(*blocks_of(lines, workload.name, metric)) for metric in METRICS}
     NOISE.parent.mkdir(parents=True, exist_ok=True)
     machine = fingerprint()
     NOISE.write_text(
         json.dumps(
             {
-                "what": "seconds a token, [pair][side][round], equal sides",
+                "what": "[pair][side][round] of equal sides: median gap, and mean, in seconds",
                 "cpu": machine.cpu,
                 "cores": machine.cores_usable,
                 "load_at_end": machine.load_at_start,
-                "seconds": table,
+                **table,
             }
         )
         + "\n"
     )
-    print(f"{len(table)} pairs of {rounds} rounds")
+    print(f"{len(table['itl'])} pairs of {rounds} rounds")
 
 
-def read_noise(path: Path = NOISE) -> Noise:
+def _table(base: Table, new: Table) -> list[list[list[float]]]:
+    pairs = zip(base, new, strict=True)
+    return [[np.round(side, 8).tolist() for side in pair] for pair in pairs]
+
+
+def read_noise(path: Path = NOISE, metric: str = "itl") -> Noise:
     """The recording, `[pairs, 2, rounds]`."""
-    return np.array(json.loads(path.read_text())["seconds"], dtype=np.float64)
+    return np.array(json.loads(path.read_text())[metric], dtype=np.float64)
 
 
 def curves(runs: int, rounds: int) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def _batches(axes: Any, result: Result) -> None:
         points: list[tuple[int, float]] = []
         for w in workloads:
             rate = w.figure("decode_tokens_per_second")
-            if rate is not None and rate.value is not None and w.gate == "tpot":
+            if rate is not None and rate.value is not None and w.gate in ("itl", "tpot"):
                 points.append((w.batch, rate.value))
         points.sort()
         if points:
