@@ -39,7 +39,7 @@ METRICS = ("itl", "tpot")
 def record(pairs: int, rounds: int) -> None:
     """Median seconds a token of both sides, by pair and round."""
     spec = MockSpec(ttft_ms=0, tpot_ms=0, work="gemv", weight_bytes=16 << 20)
-    workload = decode(1, 16, 32)
+    workload = decode(1, 16, 16)
     plan = Plan((workload,), pairs, pairs, (rounds,))
     with tempfile.TemporaryDirectory() as folder:
         make_mock(Path(folder, "mock"), spec)
