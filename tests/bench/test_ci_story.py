@@ -27,6 +27,12 @@ CI = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "ci"
 BASE = MockSpec(ttft_ms=10, tpot_ms=20, density=0.3, process_noise=0.01)
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples of a run that fails stay in the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Artefacts of every kind, the suite of the docs, and the base's result."""
