@@ -31,8 +31,8 @@ from scripts.steps import ROOT
 
 RESULTS = ROOT / "docs" / "results"
 NOISE = RESULTS / "data" / "bench-noise.json"
-SLOWDOWNS = (1.0, 1.02, 1.03, 1.04, 1.05, 1.07, 1.10)
-CELLS = (1, 4)
+SLOWDOWNS = (1.0, 1.02, 1.03, 1.05, 1.10)
+CELLS = (1,)
 METRICS = ("itl", "tpot")
 
 
@@ -130,7 +130,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=32)
     parser.add_argument("--use-rounds", type=int, default=32, help="of each process, in curves")
-    parser.add_argument("--most", type=int, default=64, help="pairs, in curves")
+    parser.add_argument("--most", type=int, default=80, help="pairs, in curves")
     parser.add_argument("--runs", type=int, default=500)
     options = parser.parse_args()
     if options.what == "record":
