@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,13 +12,30 @@ import typer
 from rich.console import Console
 
 from bench.commands import memory_command, merge_command, optimum_command
-from bench.extras import need
-from bench.files import write_text
+from bench.comparison import schemas
+from bench.flow import Keep
+from bench.looking import history_command, overhead_command
+from bench.measuring import (
+    HtmlOut,
+    JsonOut,
+    Out,
+    OutDir,
+    Resume,
+    Samples,
+    SuiteFile,
+    compare_command,
+    run_command,
+    with_bar,
+)
+from bench.outputs import Outputs
 from bench.progress import Bar
 from bench.results import AbResult, ab_schema
 from bench.run import AbOptions, ab
+from bench.suite import read_suite, suite_schema
 from bench.verdict import exit_of
+from bench.workloads import Workload
 from exporter.commands.terminal import interruptible, run_app
+from exporter.errors import UsageError
 
 app = typer.Typer(
     name="sparse-bench",
@@ -29,13 +47,19 @@ app = typer.Typer(
 app.command("memory")(memory_command)
 app.command("optimum")(optimum_command)
 app.command("merge")(merge_command)
+app.command("run")(run_command)
+app.command("compare")(compare_command)
+app.command("history")(history_command)
+app.command("overhead")(overhead_command)
 
 
 @app.command("ab")
 def ab_command(
     dense: Annotated[Path, typer.Argument(help="Artefact folder of the dense twin.")],
     sparse: Annotated[Path, typer.Argument(help="Artefact folder of the sparse model.")],
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved pairs.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved, over all processes.")] = 16,
+    processes: Annotated[int, typer.Option(min=1, help="Pairs of fresh processes.")] = 8,
+    max_processes: Annotated[int, typer.Option(min=1, help="Where 8 leave it too wide.")] = 24,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt.")] = 128,
     new_tokens: Annotated[int, typer.Option(min=2, help="Greedy tokens after it.")] = 64,
     threads: Annotated[int | None, typer.Option(min=1, help="Engine threads.")] = None,
@@ -45,8 +69,13 @@ def ab_command(
     warmup: Annotated[int, typer.Option(min=0, help="Rounds that are thrown away.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Of prompt, order and bootstrap.")] = 0,
     title: Annotated[str, typer.Option(help="Heading of the report.")] = "",
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
-    html_out: Annotated[Path | None, typer.Option("--html", help="Write a report here.")] = None,
+    suite: SuiteFile = None,
+    json_out: JsonOut = None,
+    html_out: HtmlOut = None,
+    out: Out = None,
+    out_dir: OutDir = None,
+    samples: Samples = None,
+    resume: Resume = False,
 ) -> None:
     """Compare two artefacts of one target: outputs first, then speed in interleaved pairs."""
     options = AbOptions(
@@ -58,19 +87,43 @@ def ab_command(
         min_speedup=min_speedup,
         seed=seed,
         title=title,
+        processes=processes,
+        max_processes=max_processes,
     )
-    if html_out is not None:
-        need("matplotlib")  # now, not after minutes of measuring
-    with interruptible(), Bar(Console(stderr=True)) as bar:
-        result = ab(dense, sparse, options, bar.progress)
-    write_outputs(result, json_out, html_out)
+    outputs = Outputs(out or [], out_dir, {"json": json_out, "html": html_out})
+    keep = Keep(samples, resume)
+    more: tuple[Workload, ...] = ()
+    if suite is not None:
+        more = read_suite(suite).plan(suite.parent, sparse).workloads
+    options = replace(options, more=more)
+    result = with_bar(lambda tell: ab(dense, sparse, options, tell, keep=keep), keep)
+    write_outputs(result, outputs)
     raise typer.Exit(result.verdict.exit_code)
 
 
 @app.command("schema")
-def schema_command() -> None:
-    """Print the JSON schema of `ab --json`."""
-    print(json.dumps(ab_schema(), indent=2, sort_keys=True))
+def schema_command(
+    kind: Annotated[str, typer.Argument(help="ab, run, compare or suite.")] = "ab",
+) -> None:
+    """Print the JSON schema of a result, or of a suite file."""
+    known = {"ab": ab_schema(), "suite": suite_schema(), **schemas()}
+    if kind not in known:
+        raise UsageError("usage", f"{kind!r}", expected=f"one of {', '.join(known)}")
+    print(json.dumps(known[kind], indent=2, sort_keys=True))
+
+
+@app.command("make-mock")
+def make_mock_command(
+    out: Annotated[Path, typer.Option("-o", "--out", help="A folder that is not there yet.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="NAME=VALUE of mock.json, as in tpot_ms=4.")
+    ] = None,
+) -> None:
+    """Write an artefact whose engine has a set speed and noise, to try a benchmark on."""
+    from backends.mock.make import make_mock, parse_settings
+
+    make_mock(out, parse_settings(settings or []))
+    print(out)
 
 
 @app.command("make-random")
@@ -89,22 +142,20 @@ def make_random_command(
     print(f"{out}: {nbytes / 1e9:.2f} GB")
 
 
-def write_outputs(result: AbResult, json_out: Path | None, html_out: Path | None) -> None:
+def write_outputs(result: AbResult, outputs: Outputs) -> None:
     """Print the tables, then write what was asked for.
 
     Raises:
         InputRefused: `output-failed`.
-        UsageError: `usage` where a report was asked for and matplotlib is not installed.
     """
     from bench.render.terminal import print_ab
+    from bench.render.text import print_result
 
-    print_ab(result, Console())
-    if json_out is not None:
-        write_text(json_out, result.model_dump_json(indent=2) + "\n")
-    if html_out is not None:
-        from bench.render.html import ab_html
-
-        write_text(html_out, ab_html([result]))
+    console = Console()
+    print_ab(result, console)
+    if result.comparison is not None and len(result.comparison.base_workloads) > 1:
+        print_result(result.comparison, console)
+    outputs.write(result)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.artefacts import Artefact
-from bench.results import SelfTest
+from bench.parts import SelfTest
 from exporter.contract import Progress, Session
 from exporter.errors import VerificationFailed
 from exporter.verify.files import META

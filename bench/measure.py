@@ -1,38 +1,66 @@
-"""One side of one round on a session: prefill alone, then greedy tokens timed one by one."""
+"""One workload once on a session: the prompt alone, then greedy tokens timed one by one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from bench.clock import Clock
-from bench.results import Sample
-from exporter.contract import Session
+from bench.workloads import Workload
+from exporter.contract import Batches, Session
 from exporter.errors import EngineUnfit
 
 # An engine's worker threads may still spin for the next call; the other side must not pay.
 SETTLE_SECONDS = 0.05
+_WARM_TOKENS = 8
+
+Times = tuple[float | None, list[list[float]]]  # the prompt alone, token times by sequence
 
 
-def measure(session: Session, prompt: Sequence[int], new_tokens: int, clock: Clock) -> Sample:
+def measure(
+    session: Session, workload: Workload, prompts: Sequence[Sequence[int]], clock: Clock
+) -> Times:
     """Prefill, timed from here, and generation, timed inside the session.
 
     Raises:
         EngineUnfit: `engine-refused` where the session breaks its contract on times.
     """
     clock.sleep(SETTLE_SECONDS)
+    prefill: float | None = None
+    if workload.measures != "generate":
+        start = clock.now()
+        session.prefill(prompts[0], logits="last")
+        prefill = clock.now() - start
+    if workload.measures == "prefill":
+        return prefill, []
+    times = _generate(session, prompts, workload.new_tokens)
+    for seconds in times:
+        _check_times(seconds, workload.new_tokens)
+    return prefill, times
+
+
+def warm_once(
+    session: Session, workload: Workload, prompts: Sequence[Sequence[int]], clock: Clock
+) -> float:
+    """Touch weights, caches and kernels of both shapes once; seconds, which are thrown away."""
     start = clock.now()
-    session.prefill(prompt, logits="last")
-    prefill = clock.now() - start
-    generation = session.generate(prompt, new_tokens)
-    seconds = list(generation.seconds)
-    _check_times(seconds, new_tokens)
-    return Sample(prefill_seconds=prefill, token_seconds=seconds)
+    if workload.measures != "generate":
+        session.prefill(prompts[0], logits="last")
+    if workload.measures != "prefill":
+        _generate(session, prompts, min(workload.new_tokens, _WARM_TOKENS))
+    return clock.now() - start
 
 
-def warm_up(session: Session, prompt: Sequence[int], new_tokens: int) -> None:
-    """Touch weights, caches and kernels of both shapes once; the times are thrown away."""
-    session.prefill(prompt, logits="last")
-    session.generate(prompt, min(new_tokens, 8))
+def max_batch(session: Session) -> int:
+    """How many sequences the session runs at once; 1 where it does not say."""
+    return int(getattr(session, "max_batch", 1))
+
+
+def _generate(session: Session, prompts: Sequence[Sequence[int]], n: int) -> list[list[float]]:
+    if len(prompts) == 1:
+        return [list(session.generate(prompts[0], n).seconds)]
+    made = cast(Batches, session).generate_batch(prompts, n)
+    return [list(one.seconds) for one in made]
 
 
 def _check_times(seconds: Sequence[float], expected: int) -> None:

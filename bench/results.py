@@ -8,15 +8,27 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from bench.comparison import CompareResult
+from bench.parts import Fingerprint, Frozen, SelfTest
 
 SCHEMA_VERSION = 1
 
-
-class Frozen(BaseModel):
-    """Base of all parts: nothing unknown is read, nothing changes after."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+__all__ = [
+    "AbResult",
+    "Fingerprint",
+    "Frozen",
+    "Interval",
+    "Round",
+    "Sample",
+    "SelfTest",
+    "Settings",
+    "Side",
+    "Speedups",
+    "Verdict",
+    "ab_schema",
+]
 
 
 class Interval(Frozen):
@@ -26,9 +38,11 @@ class Interval(Frozen):
     low: float
     high: float
     confidence: float
-    n: int
+    n: int = Field(description="blocks: pairs of processes, or rounds where there was one")
     supported: bool
-    outliers: list[int] = Field(description="rounds named as outliers; they stay in")
+    outliers: list[int] = Field(
+        description="blocks (processes, or rounds of one) named as outliers; they stay in"
+    )
 
 
 class Sample(Frozen):
@@ -52,17 +66,9 @@ class Round(Frozen):
     """Both sides, one after the other; A is dense, B is sparse."""
 
     order: Literal["AB", "BA"]
+    process: int = Field(default=0, description="which pair of fresh processes ran it")
     dense: Sample
     sparse: Sample
-
-
-class SelfTest(Frozen):
-    """The artefact's own self-test, passed before any timing; a miss gives no result."""
-
-    max_rel_error: float = Field(description="max|a-b| / max|reference| over logits")
-    tolerance: float
-    positions: int = Field(description="logit rows compared, prefill and cached decode")
-    greedy_tokens: int = Field(description="greedy tokens equal to the reference's")
 
 
 class Side(Frozen):
@@ -98,36 +104,23 @@ class Speedups(Frozen):
 class Verdict(Frozen):
     """What the exit code says, in words."""
 
-    status: Literal["no-gate", "passed", "regression", "undecided"]
+    status: Literal["no-gate", "passed", "regression", "undecided", "unconfirmed"]
     exit_code: int
     reason: str
     min_speedup: float | None
+    rerun: Interval | None = Field(default=None, description="decode speedup of the re-run")
 
 
 class Settings(Frozen):
     """How it was run."""
 
     rounds: int
+    processes: int = Field(default=1, description="pairs of fresh processes that ran them")
     warmup_rounds: int
     prompt_tokens: int
     new_tokens: int
     batch: Literal[1] = 1
     seed: int
-
-
-class Fingerprint(Frozen):
-    """The machine and the software, without user name, host name or path."""
-
-    cpu: str
-    cpu_flags: dict[str, bool]
-    cores_usable: int
-    cores_total: int
-    memory_bytes: int | None
-    load_at_start: float | None = Field(description="1 minute load average")
-    governor: str | None = Field(description="CPU frequency governor; null where unreadable")
-    system: str
-    python: str
-    packages: dict[str, str]
 
 
 class AbResult(Frozen):
@@ -144,6 +137,9 @@ class AbResult(Frozen):
     notes: list[str]
     fingerprint: Fingerprint
     rounds: list[Round]
+    comparison: CompareResult | None = Field(
+        default=None, description="every workload, by the rule of `compare`"
+    )
 
 
 def ab_schema() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Medians with bootstrap intervals, ratios of pairs, and outliers: named, never dropped."""
+"""Medians with bootstrap intervals, speedups of pairs, and outliers: named, never dropped."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.decide.ratio import MIN_BLOCKS, Blocks, pair_ratios, ratio_of_medians
 from bench.extras import need
 from bench.results import Interval
 
 RESAMPLES = 9_999
 CONFIDENCE = 0.95
-# Under six pairs no interval for a median can reach 95 %: the chance that all of n values lie
-# on one side of it is 2 / 2**n (sign test), and 2 / 2**5 > 0.05.
-MIN_ROUNDS = 6
+MIN_ROUNDS = MIN_BLOCKS
 # Modified z-score on the MAD (Iglewicz and Hoaglin 1993, "How to Detect and Handle Outliers").
 OUTLIER_Z = 3.5
 
@@ -48,14 +47,25 @@ def median_interval(values: Sequence[float], seed: int) -> Interval:
     )
 
 
-def paired_speedup(dense: Sequence[float], sparse: Sequence[float], seed: int) -> Interval:
-    """Median over rounds of `dense_seconds / sparse_seconds`: above 1 the sparse side is faster.
+def speedup_interval(dense: Blocks, sparse: Blocks, seed: int) -> Interval:
+    """Dense over sparse seconds, paired by process: above 1 the sparse side is faster.
 
-    One ratio a round, so that what slows both halves of a round cancels; a resample draws
-    whole rounds.
+    As `bench.decide.ratio`, the other way up; under `MIN_ROUNDS` pairs the range of the pairs.
     """
-    pairs = zip(dense, sparse, strict=True)
-    return median_interval([d / s for d, s in pairs], seed)
+    found = ratio_of_medians(dense, sparse, paired=True, seed=seed).inverse()
+    pairs = 1 / pair_ratios(dense, sparse)
+    low, high = (
+        (found.low, found.high) if found.supported else (float(pairs.min()), float(pairs.max()))
+    )
+    return Interval(
+        median=found.value,
+        low=low,
+        high=high,
+        confidence=found.confidence,
+        n=found.blocks,
+        supported=found.supported,
+        outliers=find_outliers(pairs),
+    )
 
 
 def find_outliers(sample: NDArray[np.float64]) -> list[int]:

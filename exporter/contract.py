@@ -159,6 +159,16 @@ class Session(Protocol):
         ...
 
 
+class Batches(Protocol):
+    """A session that can run several sequences at once."""
+
+    max_batch: int
+
+    def generate_batch(self, prompts: Sequence[Sequence[int]], n: int) -> Sequence[Generation]:
+        """As `Session.generate` for each prompt, all begun together; at most `max_batch`."""
+        ...
+
+
 class Target(Protocol):
     """A frozen dataclass whose fields are its options; `name` is how the user asks for it."""
 

@@ -227,6 +227,14 @@ CATALOGUE: dict[str, ErrorKind] = {
         "The training or calibration data cannot be used.", "Check the data."
     ),
     "training-failed": ErrorKind("Training left the finite numbers.", "Lower the learning rate."),
+    "suite-invalid": ErrorKind(
+        "A suite file of sparse-bench breaks its format.",
+        "`sparse-bench schema suite` prints it; see docs/reference/bench.md.",
+    ),
+    "machine-unlike": ErrorKind(
+        "The two results are of machines that differ, so their times cannot be compared.",
+        "Measure both on one machine, or give --force to see the ratios all the same.",
+    ),
     "outputs-differ": ErrorKind(
         "The two artefacts do not compute what their self-tests say.", "Export them again."
     ),

@@ -61,8 +61,8 @@ def measure(model: str, folders: dict[str, Path], rounds: str) -> AbResult:
         make_once(out, "sparse-export", rel(folder),
                   "--target", TARGET + OPTIONS[model], "-o", rel(out))  # fmt: skip
     result = BENCH / f"{model}.json"
-    step("sparse-bench", "ab", *outputs, "--rounds", rounds, "--prompt-tokens", "64",
-         "--new-tokens", "32", "--title", f"{model}, dense against 70 %",
+    step("sparse-bench", "ab", *outputs, "--rounds", rounds, "--processes", "1",
+         "--prompt-tokens", "64", "--new-tokens", "32", "--title", f"{model}, dense against 70 %",
          "--json", rel(result), allowed=(0, 1, 4))  # fmt: skip
     return AbResult.model_validate_json(result.read_text(encoding="utf-8"))
 

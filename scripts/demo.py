@@ -179,7 +179,8 @@ def compare(demo: Demo, engine: str) -> AbResult:
     result = OUT / f"ab-{engine}.json"
     demo.run(f"bench {engine}", "sparse-bench", "ab", OUT / f"{engine}-dense",
              OUT / f"{engine}-sparse", "--title", f"SmolLM2-135M, 70 % zeros, {engine}",
-             "--rounds", "8", "--warmup", "1", "--new-tokens", "48", "--json", result,
+             "--rounds", "8", "--processes", "1", "--warmup", "1",
+             "--new-tokens", "48", "--json", result,
              "--html", result.with_suffix(".html"))  # fmt: skip
     return AbResult.model_validate_json(result.read_text())
 

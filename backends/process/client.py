@@ -56,6 +56,7 @@ class ProcessSession:
             self._start(argv, os.environ if env is None else env)
             header, _ = self._receive(startup_timeout, "starting")
             self._max_tokens = int(header["max_tokens"])
+            self.max_batch = int(header.get("max_batch", 1))
         except BaseException:
             self._end()
             raise
@@ -84,6 +85,13 @@ class ProcessSession:
         request = {"op": "generate", "tokens": [int(t) for t in tokens], "n": int(n)}
         header = self._call(request)[0]
         return Generation(tuple(header["tokens"]), tuple(header["seconds"]))
+
+    def generate_batch(self, prompts: Sequence[Sequence[int]], n: int) -> list[Generation]:
+        """As `Batches.generate_batch`, where `max_batch` is above 1."""
+        plain = [[int(t) for t in prompt] for prompt in prompts]
+        header = self._call({"op": "generate_batch", "prompts": plain, "n": int(n)})[0]
+        pairs = zip(header["tokens"], header["seconds"], strict=True)
+        return [Generation(tuple(tokens), tuple(seconds)) for tokens, seconds in pairs]
 
     def facts(self) -> Facts:
         """As `Session.facts`; memory and load time are those of the engine's process."""

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from backends.base import Session
 from backends.process.serve import Unfit, serve
+from exporter.contract import Batches
 from exporter.errors import SparseExportError
 from exporter.registry import load_target, parse_target
 from exporter.store.dtypes import F32
@@ -21,6 +22,7 @@ class _Hosted:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.max_tokens = session.max_tokens
+        self.max_batch = int(getattr(session, "max_batch", 1))
         self.close = session.close
 
     def prefill(self, tokens: Sequence[int], *, logits: Literal["all", "last"]) -> F32:
@@ -32,6 +34,12 @@ class _Hosted:
     def generate(self, tokens: Sequence[int], n: int) -> tuple[Sequence[int], Sequence[float]]:
         made = self._session.generate(tokens, n)
         return made.tokens, made.seconds
+
+    def generate_batch(
+        self, prompts: Sequence[Sequence[int]], n: int
+    ) -> list[tuple[Sequence[int], Sequence[float]]]:
+        made = cast(Batches, self._session).generate_batch(prompts, n)
+        return [(one.tokens, one.seconds) for one in made]
 
     def facts(self) -> dict[str, Any]:
         return asdict(self._session.facts())

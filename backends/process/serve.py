@@ -36,7 +36,8 @@ def serve(build: Callable[[], Any]) -> int:
     Args:
         build: gives the session: `max_tokens`, `prefill`, `decode`, `generate`, `close`,
             `facts()` as a dict without `peak_rss_bytes` and `load_seconds`, and where the other
-            end asks for it `hidden_states`.
+            end asks for it `hidden_states`; `max_batch` and `generate_batch` where it can run
+            several sequences at once.
     """
     read_fd, write_fd, parent = [int(x) for x in os.environ.pop(WIRE_VARIABLE).split(",")]
     _die_with(parent)
@@ -47,7 +48,8 @@ def serve(build: Callable[[], Any]) -> int:
         wire.send(write_fd, _failure(error), {})
         return 1
     load_seconds = time.monotonic() - started
-    wire.send(write_fd, {"max_tokens": session.max_tokens}, {})
+    batch = int(getattr(session, "max_batch", 1))
+    wire.send(write_fd, {"max_tokens": session.max_tokens, "max_batch": batch}, {})
     try:
         while _answer_one(session, read_fd, write_fd, load_seconds):
             pass
@@ -80,6 +82,12 @@ def _run(session: Any, request: dict[str, Any]) -> tuple[dict[str, Any], dict[st
     if op == "generate":
         made, seconds = session.generate(request["tokens"], request["n"])
         return {"tokens": [int(t) for t in made], "seconds": [float(s) for s in seconds]}, {}
+    if op == "generate_batch":
+        batch = session.generate_batch(request["prompts"], request["n"])
+        return {
+            "tokens": [[int(t) for t in made] for made, _ in batch],
+            "seconds": [[float(s) for s in seconds] for _, seconds in batch],
+        }, {}
     if op == "hidden_states":
         return {}, session.hidden_states(request["tokens"])
     if op == "facts":

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from bench.comparison import CompareResult, RunResult
 from bench.render.plot import speed_plot_svg
+from bench.render.result_plot import result_plots_svg
+from bench.render.rows import Result, facts, sides
 from bench.render.terminal import figure_rows, interval_name, speedup_rows
+from bench.render.text import cell_rows, figure_table
 from bench.results import AbResult, Fingerprint
 
-__all__ = ["ab_html", "ab_section", "page", "speed_plot_svg", "table"]
+__all__ = ["ab_html", "ab_section", "page", "result_html", "speed_plot_svg", "table"]
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem;
@@ -26,10 +30,51 @@ length over the time of a prefill alone. Each speedup is the median over rounds 
 over sparse seconds in the same round; above 1 the sparse side is faster.</p>"""
 
 
+_TERMS = """<p>TTFT: from the call to the first new token. TPOT: mean time of each new token after
+the first. ITL: each gap between two tokens. A percentile is given only where one value is
+expected beyond it.</p>"""
+_RATIO = """<p>Ratios are new over base seconds with a block bootstrap interval at 95 % (a block is
+a process); p is corrected over all workloads (Holm). A regression is one that lies beyond the
+minimum effect as a whole and shows again in an independent re-run.</p>"""
+
+
 def ab_html(results: list[AbResult]) -> str:
     """A whole page on one or more results."""
     parts = ["<h1>Sparse against dense</h1>", _DEFINITIONS, speed_plot_svg(results)]
-    return page("sparse-bench ab", [*parts, *(ab_section(r) for r in results)])
+    for result in results:
+        parts.append(ab_section(result))
+        more = result.comparison
+        if more is not None and more.cells:
+            parts += [_RATIO, table(cell_rows(more)), result_plots_svg(more)]
+    return page("sparse-bench ab", parts)
+
+
+def result_html(result: Result) -> str:
+    """A whole page on a run or a comparison."""
+    parts = [f"<h1>{escape(result.title)}</h1>"]
+    if isinstance(result, CompareResult):
+        text = f"{result.verdict.status}: {result.verdict.reason}"
+        parts += [f"<p><b>{escape(text)}</b></p>", _RATIO, table(cell_rows(result))]
+    parts += [result_plots_svg(result), "<h2>Figures</h2>", _TERMS, table(figure_table(result))]
+    parts += ["<h2>Artefacts</h2>", table(_fact_rows(result))]
+    parts.append("".join(f"<p>{escape(note)}</p>" for note in result.notes))
+    machine = result.fingerprint if isinstance(result, RunResult) else result.new_fingerprint
+    parts.append(f"<p>{escape(_machine(machine))}</p>")
+    return page(f"sparse-bench {result.kind}", parts)
+
+
+def _fact_rows(result: Result) -> list[list[str]]:
+    found = sides(result)
+    head = ["", *(info.label for _, info, _ in found)]
+    columns = [facts(info) for _, info, _ in found]
+    body = [
+        [
+            f"{metric}, {unit}" if unit else metric,
+            *(f"{c[i][2]:,.4g}" if c[i][2] is not None else c[i][3] for c in columns),
+        ]
+        for i, (metric, unit, _, _) in enumerate(columns[0])
+    ]
+    return [head, *body]
 
 
 def ab_section(result: AbResult) -> str:

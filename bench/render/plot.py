@@ -34,7 +34,7 @@ def speed_plot_svg(results: list[AbResult]) -> str:
             _rate_panel(row[2], result, "prefill")
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    return _inline(out.getvalue())
+    return inline(out.getvalue())
 
 
 def round_speedups(result: AbResult, metric: str) -> list[float]:
@@ -72,7 +72,7 @@ def _rate_panel(axes: Any, result: AbResult, metric: str) -> None:
     axes.set_xlabel(f"{metric}, tokens/s", fontsize=8)
 
 
-def _inline(svg: str) -> str:
+def inline(svg: str) -> str:
     """The bare element: no prolog, no DTD and no RDF block, which name other hosts."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)

@@ -24,6 +24,7 @@ from tests.bench.fakes import (
 @pytest.fixture
 def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """Folders "dense" and "sparse"; their self-test is the toy's."""
+    monkeypatch.chdir(tmp_path)  # samples of a run that fails stay in the current folder
     monkeypatch.setattr("bench.artefacts.read_manifest", read_toy_manifest)
     monkeypatch.setattr("bench.artefacts.load_target", load_toy_target)
     monkeypatch.setattr("bench.correct.read_selftest", lambda path: toy_selftest())
@@ -44,6 +45,7 @@ def measured(pair: tuple[Path, Path], opener: Opener) -> Measure:
     """Run `ab` on the pair with some options."""
 
     def run(**options: object) -> AbResult:
+        options = {"processes": 1, **options}
         chosen = AbOptions(prompt_tokens=16, new_tokens=8, **options)  # type: ignore[arg-type]
         return ab(*pair, chosen, opener=opener, clock=opener.time.clock)
 

@@ -50,7 +50,7 @@ def test_sides_run_in_the_order_that_is_recorded(pair: tuple[Path, Path], opener
             return original(tokens, n)  # type: ignore[operator]
 
         session.generate = generate  # type: ignore[method-assign, assignment]
-    options = AbOptions(rounds=6, warmup_rounds=0, prompt_tokens=16, new_tokens=8)
+    options = AbOptions(rounds=6, warmup_rounds=0, prompt_tokens=16, new_tokens=8, processes=1)
     result = ab(*pair, options, opener=opener, clock=opener.time.clock)
     names = {"A": "dense", "B": "sparse"}
     assert seen == [names[side] for r in result.rounds for side in r.order]

@@ -1,0 +1,1 @@
+"""From samples to a decision: ratios with intervals, rank tests, percentiles, verdicts."""

@@ -1,0 +1,89 @@
+"""How often the rule is wrong, and how often it finds a planted change, on recorded noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.decide.ratio import Blocks
+from bench.decide.rule import Judged, Rule, confirm, judge_cells, precise
+
+Noise = NDArray[np.float64]  # [pairs, 2, rounds]: seconds of two equal sides, in order of time
+_RESAMPLES = 999
+
+
+@dataclass(frozen=True)
+class Design:
+    """How many pairs of processes are measured: from `least` on until precise, `most` at most."""
+
+    least: int = 8
+    most: int = 24
+    step: int = 4
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Shares of simulated runs."""
+
+    slower: float  # confirmed
+    once: float  # seen in the first measurement, confirmed or not
+    noisy: float
+    pairs: float  # mean number of pairs of the first measurement
+
+
+def simulate(
+    noise: Noise, slowdown: float, rule: Rule, design: Design, runs: int, seed: int, cells: int = 1
+) -> Rates:
+    """Run the whole decision, re-run included, `runs` times.
+
+    A run is a stretch of the recording that begins anywhere (so that drift stays in), its sides
+    swapped at random pair by pair, which is what the random order does, and the new side's
+    seconds multiplied by `slowdown`. The re-run takes another stretch. More cells than one take
+    a stretch each, and `slowdown` meets the first alone.
+    """
+    draw = np.random.default_rng(seed)
+    slower = once = noisy = pairs = 0
+    for _ in range(runs):
+        first, used = _measure(noise, [slowdown] + [1.0] * (cells - 1), rule, design, draw)
+        pairs += used
+        suspects = [i for i, cell in enumerate(first) if cell.status == "slower"]
+        final = [cell.status for cell in first if cell.status != "slower"]
+        outcomes: list[str] = list(final)
+        if suspects:
+            once += 1
+            factors = [slowdown if i == 0 else 1.0 for i in suspects]
+            second, _ = _measure(noise, factors, rule, design, draw)
+            outcomes += [confirm("slower", cell.status) for cell in second]
+        slower += "slower" in outcomes
+        noisy += "noisy" in outcomes and "slower" not in outcomes
+    return Rates(slower / runs, once / runs, noisy / runs, pairs / runs)
+
+
+def _measure(
+    noise: Noise, factors: Sequence[float], rule: Rule, design: Design, draw: np.random.Generator
+) -> tuple[list[Judged], int]:
+    stretches = [_stretch(noise, design.most, factor, draw) for factor in factors]
+    count = max(design.least, rule.blocks_needed(len(factors)))
+    while True:
+        cells = [(base[:count], new[:count]) for base, new in stretches]
+        judged = judge_cells(cells, rule, paired=True, resamples=_RESAMPLES)
+        if count >= design.most or precise([cell.ratio for cell in judged], rule):
+            return judged, count
+        count = min(design.most, count + design.step)
+
+
+def _stretch(
+    noise: Noise, length: int, factor: float, draw: np.random.Generator
+) -> tuple[Blocks, Blocks]:
+    start = int(draw.integers(len(noise)))
+    base: list[list[float]] = []
+    new: list[list[float]] = []
+    for i in range(length):
+        pair = noise[(start + i) % len(noise)]
+        swap = int(draw.integers(2))
+        base.append(pair[swap].tolist())
+        new.append((pair[1 - swap] * factor).tolist())
+    return base, new
