@@ -22,8 +22,9 @@ __all__ = ["LIBRARY", "Build", "CompileError", "build", "compiler", "stale"]
 SOURCES = Path(__file__).with_name("src")
 LIBRARY = Path(__file__).with_name("lib") / "libsparse_export_kernels.so"
 _COMMON = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti -Wall -Wextra"
-# Products and sums round apart everywhere, so that instruction sets agree to the last bit of codes.
-_STRICT = "-ffp-contract=off"
+# Products and sums round apart everywhere, so that instruction sets agree to the last bit of codes;
+# and sums stay in the registers they were written for.
+_STRICT = "-ffp-contract=off -fno-tree-reassoc"
 _AVX2 = "-mavx2 -mfma -mf16c -mpopcnt -mbmi -mbmi2 -mtune=haswell"
 # icelake-server: g++ 12 has no znver4, and znver3 spills general registers through vector ones.
 _AVX512 = (
@@ -93,9 +94,13 @@ def _objects(found: str, folder: Path, how: Build) -> list[Path]:
         ["-DSE_EMULATE"] if how.emulate else []
     )
     extra += os.environ.get("CXXFLAGS", "").split()
-    base = [found, *_COMMON.split(), _STRICT, *extra]
+    common = _COMMON.replace("-O3", "-O1") if how.sanitize or how.emulate else _COMMON
+    base = [found, *common.split(), *_STRICT.split(), *extra]
     units, objects = 1, list[Path]()
-    x86 = _X86_UNITS if platform.machine() in ("x86_64", "AMD64") else {}
+    x86 = dict(_X86_UNITS) if platform.machine() in ("x86_64", "AMD64") else {}
+    if how.sanitize and not how.emulate:
+        # Sanitisers make the 512-bit units' unrolled loops minutes of compiling.
+        x86 = {name: unit for name, unit in x86.items() if name == "avx2"}
     for name, (bit, flags) in x86.items():
         chosen = _AVX2 if how.emulate else flags
         try:

@@ -26,21 +26,30 @@ struct Fp16 {
 
 template <class Type, bool kDense>
 const uint8_t *pairs_to_floats(const uint8_t *mask, const uint8_t *values, float *out) {
-  for (int s = 0; s < 32; ++s, mask += kDense ? 0 : 4, out += 32)
+  for (int s = 0; s < 32; ++s, mask += kDense ? 0 : 4, out += 32) {
+    uint64_t at = 0;
+#pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
-      const __m128i a = next_pairs<kDense>(mask + 2 * h, values);
-      const __m128i b = next_pairs<kDense>(mask + 2 * h + 1, values);
+      const __m128i a = next_pairs<kDense>(mask + 2 * h, values, at);
+      const __m128i b = next_pairs<kDense>(mask + 2 * h + 1, values, at);
       const __m256i rows = join(a, b);
       _mm256_store_ps(out + 8 * h, Type::even(rows));
       _mm256_store_ps(out + 8 * h + 16, Type::odd(rows));
     }
+    values += 2 * at;
+  }
   return values;
 }
 
 template <bool kDense>
 const uint8_t *words_to_floats(const uint8_t *mask, const uint8_t *values, float *out) {
-  for (int i = 0; i < 128; ++i, mask += !kDense, out += 8)
-    _mm256_store_ps(out, next_words<kDense>(mask, values));
+  for (int s = 0; s < 32; ++s, mask += kDense ? 0 : 4, out += 32) {
+    uint64_t at = 0;
+#pragma GCC unroll 4
+    for (int h = 0; h < 4; ++h)
+      _mm256_store_ps(out + 8 * h, next_words<kDense>(mask + h, values, at));
+    values += 4 * at;
+  }
   return values;
 }
 
@@ -62,26 +71,34 @@ template <class Widen> inline void quads_to_floats(__m256i rows, float *out, Wid
 template <bool kDense, class Widen>
 const uint8_t *bytes_to_floats(const uint8_t *mask, const uint8_t *values, float *out,
                                Widen widen) {
-  for (int s = 0; s < 16; ++s, mask += kDense ? 0 : 8, out += 64)
+  for (int s = 0; s < 16; ++s, mask += kDense ? 0 : 8, out += 64) {
+    uint64_t at = 0;
+#pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
-      const __m128i a = next_bytes<kDense>(mask + 4 * h, values);
-      const __m128i b = next_bytes<kDense>(mask + 4 * h + 2, values);
+      const __m128i a = next_bytes<kDense>(mask + 4 * h, values, at);
+      const __m128i b = next_bytes<kDense>(mask + 4 * h + 2, values, at);
       quads_to_floats(join(a, b), out + 8 * h, widen);
     }
+    values += at;
+  }
   return values;
 }
 
 template <bool kDense>
 const uint8_t *bytes_to_int16(const uint8_t *mask, const uint8_t *values, int16_t *out) {
-  for (int s = 0; s < 16; ++s, mask += kDense ? 0 : 8, out += 64)
+  for (int s = 0; s < 16; ++s, mask += kDense ? 0 : 8, out += 64) {
+    uint64_t at = 0;
+#pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
-      const __m128i a = next_bytes<kDense>(mask + 4 * h, values);
-      const __m128i b = next_bytes<kDense>(mask + 4 * h + 2, values);
+      const __m128i a = next_bytes<kDense>(mask + 4 * h, values, at);
+      const __m128i b = next_bytes<kDense>(mask + 4 * h + 2, values, at);
       const __m256i rows = join(a, b);
       const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(rows, 8), 8);
       _mm256_store_si256((__m256i *)(out + 16 * h), even);
       _mm256_store_si256((__m256i *)(out + 16 * h + 32), _mm256_srai_epi16(rows, 8));
     }
+    values += at;
+  }
   return values;
 }
 

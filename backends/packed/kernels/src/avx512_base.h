@@ -67,17 +67,26 @@ inline const uint8_t *wide_unpack(int32_t value, const uint8_t *mask, const uint
   return next;
 }
 
-template <int kLines, int kSets> void wide_floats_times(const float *w, const float *x, float *to) {
+template <int kLines, int kSets>
+__attribute__((noinline)) void wide_floats_times(const float *w, const float *x, float *to) {
   F16x sums[kSets][kLines];
+#pragma GCC unroll 16
   for (int s = 0; s < kSets; ++s)
+#pragma GCC unroll 16
     for (int m = 0; m < kLines; ++m) sums[s][m] = zero_f();
-  for (int k = 0; k < kCols; k += kSets)
+#pragma GCC unroll 1
+  for (int k = 0; k < kCols; k += kSets) {
+#pragma GCC unroll 16
     for (int s = 0; s < kSets; ++s) {
       const F16x each = load_f(w + (k + s) * kRows);
+#pragma GCC unroll 16
       for (int m = 0; m < kLines; ++m)
         sums[s][m] = fma_f(each, set1_f(x[m * kCols + k + s]), sums[s][m]);
     }
+  }
+#pragma GCC unroll 16
   for (int m = 0; m < kLines; ++m) {
+#pragma GCC unroll 16
     for (int s = 1; s < kSets; ++s) sums[0][m] = add_f(sums[0][m], sums[s][m]);
     store_f(to + m * kRows, add_f(load_f(to + m * kRows), sums[0][m]));
   }
@@ -90,19 +99,27 @@ inline int32_t word_at(const void *from) {
 }
 
 template <int kLines, int kSets>
-void wide_codes_times(const int16_t *w, const int16_t *x, int32_t *to) {
+__attribute__((noinline)) void wide_codes_times(const int16_t *w, const int16_t *x, int32_t *to) {
   I16x sums[kSets][kLines];
+#pragma GCC unroll 16
   for (int s = 0; s < kSets; ++s)
+#pragma GCC unroll 16
     for (int m = 0; m < kLines; ++m) sums[s][m] = zero_i();
-  for (int k = 0; k < kCols; k += 2 * kSets)
+#pragma GCC unroll 1
+  for (int k = 0; k < kCols; k += 2 * kSets) {
+#pragma GCC unroll 16
     for (int s = 0; s < kSets; ++s) {
       const I16x each = load_i(w + (k + 2 * s) * kRows);
+#pragma GCC unroll 16
       for (int m = 0; m < kLines; ++m) {
         const I16x pair = set1_i(word_at(x + m * kCols + k + 2 * s));
         sums[s][m] = add_i(sums[s][m], madd_i16(each, pair));
       }
     }
+  }
+#pragma GCC unroll 16
   for (int m = 0; m < kLines; ++m) {
+#pragma GCC unroll 16
     for (int s = 1; s < kSets; ++s) sums[0][m] = add_i(sums[0][m], sums[s][m]);
     store_i(to + m * kRows, add_i(load_i(to + m * kRows), sums[0][m]));
   }

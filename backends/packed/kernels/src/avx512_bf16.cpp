@@ -48,24 +48,32 @@ struct CodeDot {
 template <class Dot, int kSteps, int kLines, int kSets, class Next>
 inline void times(Next next, const uint8_t *x, typename Dot::Acc *to) {
   typename Dot::Sum sums[kSets][kLines];
+#pragma GCC unroll 16
   for (int s = 0; s < kSets; ++s)
+#pragma GCC unroll 16
     for (int m = 0; m < kLines; ++m) sums[s][m] = Dot::zero();
-  for (int k = 0; k < kSteps; k += kSets)
+#pragma GCC unroll 1
+  for (int k = 0; k < kSteps; k += kSets) {
+#pragma GCC unroll 16
     for (int s = 0; s < kSets; ++s) {
       const I16x w = next(k + s);
+#pragma GCC unroll 16
       for (int m = 0; m < kLines; ++m) {
         const int32_t word = word_at(x + (m * kSteps + k + s) * 4);
         sums[s][m] = Dot::dot(sums[s][m], w, kLines < 3 ? set1_apart(word) : set1_i(word));
       }
     }
+  }
+#pragma GCC unroll 16
   for (int m = 0; m < kLines; ++m) {
+#pragma GCC unroll 16
     for (int s = 1; s < kSets; ++s) sums[0][m] = Dot::add(sums[0][m], sums[s][m]);
     Dot::store(to + m * kRows, sums[0][m]);
   }
 }
 
 template <class Steps, class Dot, int kLines, int kSets>
-const uint8_t *straight(const uint8_t *mask, const uint8_t *values, const uint8_t *x,
+__attribute__((noinline)) const uint8_t *straight(const uint8_t *mask, const uint8_t *values, const uint8_t *x,
                         typename Dot::Acc *to) {
   const auto next = [&](int) {
     const I16x found = Steps::next(mask, values);
@@ -100,7 +108,7 @@ const uint8_t *straight_lines(const uint8_t *mask, const uint8_t *values, const 
 }
 
 template <class Dot, int kSteps, int kLines, int kSets>
-void from_panel(const uint8_t *w, const uint8_t *x, typename Dot::Acc *to) {
+__attribute__((noinline)) void from_panel(const uint8_t *w, const uint8_t *x, typename Dot::Acc *to) {
   times<Dot, kSteps, kLines, kSets>([&](int k) { return load_i(w + k * 64); }, x, to);
 }
 

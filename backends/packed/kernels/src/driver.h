@@ -70,7 +70,6 @@ void run_block(const Weight &w, const Prepared &x, int64_t b, int64_t m0, int64_
       K::multiply(s.panel, data, lines, s.now);
     }
     prefetch(from + kAhead, values + kAhead);
-    if (mask) prefetch(mask + kAhead / 4, mask + kAhead / 4 + kMaskBytes);
     data += x.m * K::kPlanes * kCols;
     mask = mask ? mask + kMaskBytes : nullptr;
     if (++since < w.flush && c + 1 < w.tiles) continue;

@@ -37,32 +37,37 @@ struct PairTable { // the same for 16-bit values
 constexpr ByteTable kBytes;
 constexpr PairTable kPairs;
 
+// Where the next value of a step lies: values + `at` of them. Only the end of a step moves `values`
+// on, so that one addition a step, not one a byte of mask, waits for the one before.
+
 // 8 bits of mask, 16-bit values.
-inline __m128i expand_pairs(uint32_t byte, const uint8_t *&values) {
-  const __m128i from = _mm_loadu_si128((const __m128i *)values);
-  values += 2 * __builtin_popcount(byte);
+inline __m128i expand_pairs(const uint8_t *mask, const uint8_t *values, uint64_t &at) {
+  const uint64_t byte = *mask;
+  const __m128i from = _mm_loadu_si128((const __m128i *)(values + 2 * at));
+  at += (uint64_t)_mm_popcnt_u64(byte);
   return _mm_shuffle_epi8(from, _mm_load_si128((const __m128i *)kPairs.pairs[byte]));
 }
 
-// 16 bits of mask at `mask`, 8-bit values: two halves, since a shuffle has one source.
-inline __m128i expand_bytes(const uint8_t *mask, const uint8_t *&values) {
-  const uint32_t a = mask[0], b = mask[1];
-  const uint8_t *second = values + __builtin_popcount(a);
-  __m128d from = _mm_castsi128_pd(_mm_loadl_epi64((const __m128i *)values));
-  from = _mm_loadh_pd(from, (const double *)second);
-  __m128d at = _mm_castsi128_pd(_mm_loadl_epi64((const __m128i *)&kBytes.low[a]));
-  at = _mm_loadh_pd(at, (const double *)&kBytes.high[b]);
-  values = second + __builtin_popcount(b);
-  return _mm_shuffle_epi8(_mm_castpd_si128(from), _mm_castpd_si128(at));
+// 16 bits of mask, 8-bit values: two halves, since a table of 2^16 shuffles fits no cache.
+inline __m128i expand_bytes(const uint8_t *mask, const uint8_t *values, uint64_t &at) {
+  const uint64_t a = mask[0], b = mask[1];
+  const uint64_t second = at + (uint64_t)_mm_popcnt_u64(a);
+  __m128d from = _mm_castsi128_pd(_mm_loadl_epi64((const __m128i *)(values + at)));
+  from = _mm_loadh_pd(from, (const double *)(values + second));
+  __m128d moves = _mm_castsi128_pd(_mm_loadl_epi64((const __m128i *)&kBytes.low[a]));
+  moves = _mm_loadh_pd(moves, (const double *)&kBytes.high[b]);
+  at = second + (uint64_t)_mm_popcnt_u64(b);
+  return _mm_shuffle_epi8(_mm_castpd_si128(from), _mm_castpd_si128(moves));
 }
 
 // 8 bits of mask, 32-bit values.
-inline __m256 expand_words(uint32_t byte, const uint8_t *&values) {
-  const __m256i at = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)&kBytes.low[byte]));
-  const __m256i from = _mm256_loadu_si256((const __m256i *)values);
-  values += 4 * __builtin_popcount(byte);
-  const __m256 moved = _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(from, at));
-  return _mm256_blendv_ps(moved, _mm256_setzero_ps(), _mm256_castsi256_ps(at));
+inline __m256 expand_words(const uint8_t *mask, const uint8_t *values, uint64_t &at) {
+  const uint64_t byte = *mask;
+  const __m256i to = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)&kBytes.low[byte]));
+  const __m256i from = _mm256_loadu_si256((const __m256i *)(values + 4 * at));
+  at += (uint64_t)_mm_popcnt_u64(byte);
+  const __m256 moved = _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(from, to));
+  return _mm256_blendv_ps(moved, _mm256_setzero_ps(), _mm256_castsi256_ps(to));
 }
 
 inline int64_t kept(const uint8_t *mask) {
@@ -93,25 +98,26 @@ inline const uint8_t *widen_nibbles(const uint8_t *values, int64_t count, uint8_
 
 // The next 16 8-bit values of a step, by 2 mask bytes; all of them where dense.
 template <bool kDense>
-inline __m128i next_bytes(const uint8_t *mask, const uint8_t *&values) {
-  if (!kDense) return expand_bytes(mask, values);
-  values += 16;
-  return _mm_loadu_si128((const __m128i *)(values - 16));
+inline __m128i next_bytes(const uint8_t *mask, const uint8_t *values, uint64_t &at) {
+  if (!kDense) return expand_bytes(mask, values, at);
+  at += 16;
+  return _mm_loadu_si128((const __m128i *)(values + at - 16));
 }
 
 // The next 8 16-bit values, by one mask byte.
 template <bool kDense>
-inline __m128i next_pairs(const uint8_t *mask, const uint8_t *&values) {
-  if (!kDense) return expand_pairs(*mask, values);
-  values += 16;
-  return _mm_loadu_si128((const __m128i *)(values - 16));
+inline __m128i next_pairs(const uint8_t *mask, const uint8_t *values, uint64_t &at) {
+  if (!kDense) return expand_pairs(mask, values, at);
+  at += 8;
+  return _mm_loadu_si128((const __m128i *)(values + 2 * at - 16));
 }
 
 // The next 8 32-bit values, by one mask byte.
-template <bool kDense> inline __m256 next_words(const uint8_t *mask, const uint8_t *&values) {
-  if (!kDense) return expand_words(*mask, values);
-  values += 32;
-  return _mm256_loadu_ps((const float *)(values - 32));
+template <bool kDense>
+inline __m256 next_words(const uint8_t *mask, const uint8_t *values, uint64_t &at) {
+  if (!kDense) return expand_words(mask, values, at);
+  at += 8;
+  return _mm256_loadu_ps((const float *)(values + 4 * at - 32));
 }
 
 inline __m256i join(__m128i low, __m128i high) {
