@@ -90,9 +90,7 @@ def build(target: Path = LIBRARY, how: Build | None = None) -> Path:
 
 
 def _objects(found: str, folder: Path, how: Build) -> list[Path]:
-    extra = (_SANITIZE.split() if how.sanitize else []) + (
-        ["-DSE_EMULATE"] if how.emulate else []
-    )
+    extra = (_SANITIZE.split() if how.sanitize else []) + (["-DSE_EMULATE"] if how.emulate else [])
     extra += os.environ.get("CXXFLAGS", "").split()
     common = _COMMON.replace("-O3", "-O1") if how.sanitize or how.emulate else _COMMON
     base = [found, *common.split(), *_STRICT.split(), *extra]

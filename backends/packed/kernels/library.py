@@ -90,7 +90,16 @@ class Library:
         c.se_destroy.restype = None
         c.se_bytes.argtypes = (c_void_p,)
         c.se_bytes.restype = c_int64
-        c.se_run.argtypes = (c_void_p, c_int64, c_void_p, c_int32, c_int64, c_int64, c_int32, c_int32)
+        c.se_run.argtypes = (
+            c_void_p,
+            c_int64,
+            c_void_p,
+            c_int32,
+            c_int64,
+            c_int64,
+            c_int32,
+            c_int32,
+        )
         c.se_unpack.argtypes = (c_void_p, c_int64, c_int64, POINTER(c_float))
         c.se_set_threads.restype = None
         c.se_read.argtypes = (c_void_p, c_int64)
