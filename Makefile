@@ -9,7 +9,7 @@ WORKERS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup runtime demo demo-vllm test test-fast check bench bench-memory bench-optimum bench-merge policies quantised clean
+.PHONY: help setup runtime demo demo-vllm test test-fast check bench bench-kernels bench-memory bench-optimum bench-merge policies quantised clean
 
 help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ check: $(STAMP) ## Lint, format, types (pyright strict) and the import contract
 
 bench: $(STAMP) runtime ## Time sparse against dense (SmolLM2 and 1.1 B) on DeepSparse; build/bench/*.json
 	$(BIN)/python -m scripts.bench
+
+bench-kernels: $(STAMP) ## Time the CPU kernels against dense twins and torch; build/bench/kernels.json
+	$(BIN)/python -m scripts.bench_kernels $(ARGS)
 
 bench-memory: $(STAMP) ## Peak memory of lowering on models of 1, 2, 4 and 8 GB; needs 30 GB of disk
 	$(BIN)/python -m scripts.bench_memory

@@ -1,0 +1,143 @@
+"""Compile the kernels: one translation unit per instruction set, one library without Python's ABI.
+
+Standard library only, and nothing of this package: setup_hook.py loads this file while a wheel is
+being built, before anything is installed. `python -m backends.packed.kernels.compile` builds in
+place.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["LIBRARY", "Build", "CompileError", "build", "compiler", "stale"]
+
+SOURCES = Path(__file__).with_name("src")
+LIBRARY = Path(__file__).with_name("lib") / "libsparse_export_kernels.so"
+_COMMON = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti -Wall -Wextra"
+# Products and sums round apart everywhere, so that instruction sets agree to the last bit of codes;
+# and sums stay in the registers they were written for.
+_STRICT = "-ffp-contract=off -fno-tree-reassoc"
+_AVX2 = "-mavx2 -mfma -mf16c -mpopcnt -mbmi -mbmi2 -mtune=haswell"
+# icelake-server: g++ 12 has no znver4, and znver3 spills general registers through vector ones.
+_AVX512 = (
+    _AVX2.replace("haswell", "icelake-server")
+    + " -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512"
+    # g++ 12 warns of the undefined registers in its own header.
+    + " -Wno-maybe-uninitialized"
+)
+_BF16 = f"{_AVX512} -mavx512vbmi -mavx512vbmi2 -mavx512bf16 -mavx512vnni"
+_COMMON_UNITS = ("isa", "pool", "weight", "run", "portable")
+_X86_UNITS = {"avx2": (1, _AVX2), "avx512": (2, _AVX512), "avx512_bf16": (3, _BF16)}
+_SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -g -DSE_SANITIZE"
+
+
+class CompileError(Exception):
+    """No compiler, or one that refuses a unit that every machine needs."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """How to build: `emulate` runs the 512-bit units' logic on AVX2, for tests of that logic."""
+
+    emulate: bool = False
+    sanitize: bool = False
+    driver: Path | None = None  # a C++ file with main(): an executable in place of a library
+
+
+def compiler() -> str | None:
+    """The C++ compiler: $CXX, or the first of c++, g++, clang++."""
+    named = os.environ.get("CXX")
+    names = [named] if named else ["c++", "g++", "clang++"]
+    return next((found for name in names if (found := shutil.which(name.split()[0]))), None)
+
+
+def stale(target: Path = LIBRARY) -> bool:
+    """Whether `target` is missing or older than a source."""
+    if not target.exists():
+        return True
+    made = target.stat().st_mtime
+    files = [*SOURCES.iterdir(), Path(__file__)]
+    return any(source.stat().st_mtime > made for source in files)
+
+
+def build(target: Path = LIBRARY, how: Build | None = None) -> Path:
+    """Compile and link to `target`, replacing it at once.
+
+    A compiler that does not know an x86 instruction set leaves its unit out.
+
+    Raises:
+        CompileError: with the compiler's words.
+    """
+    how = how or Build()
+    found = compiler()
+    if found is None:
+        raise CompileError("no C++ compiler: none of $CXX, c++, g++, clang++ was found")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        objects = _objects(found, Path(folder), how)
+        linked = Path(folder) / target.name
+        _run(_link(found, objects, linked, how))
+        os.replace(linked, target)
+    return target
+
+
+def _objects(found: str, folder: Path, how: Build) -> list[Path]:
+    extra = (_SANITIZE.split() if how.sanitize else []) + (["-DSE_EMULATE"] if how.emulate else [])
+    extra += os.environ.get("CXXFLAGS", "").split()
+    common = _COMMON.replace("-O3", "-O1") if how.sanitize or how.emulate else _COMMON
+    base = [found, *common.split(), *_STRICT.split(), *extra]
+    units, objects = 1, list[Path]()
+    x86 = dict(_X86_UNITS) if platform.machine() in ("x86_64", "AMD64") else {}
+    if how.sanitize and not how.emulate:
+        # Sanitisers make the 512-bit units' unrolled loops minutes of compiling.
+        x86 = {name: unit for name, unit in x86.items() if name == "avx2"}
+    for name, (bit, flags) in x86.items():
+        chosen = _AVX2 if how.emulate else flags
+        try:
+            objects.append(_unit(base, name, chosen.split(), folder))
+            units |= 1 << bit
+        except CompileError as error:
+            print(f"kernels: {name} is left out\n{error}", file=sys.stderr)
+    define = [f"-DSE_UNITS={units}"]
+    objects += [_unit(base, name, define, folder) for name in _COMMON_UNITS]
+    if how.driver:
+        objects.append(_unit([*base, f"-I{SOURCES}"], str(how.driver), [], folder))
+    return objects
+
+
+def _unit(base: Sequence[str], name: str, flags: Sequence[str], folder: Path) -> Path:
+    source = Path(name) if name.endswith(".cpp") else SOURCES / f"{name}.cpp"
+    target = folder / f"{source.stem}.o"
+    _run([*base, *flags, "-c", str(source), "-o", str(target)])
+    return target
+
+
+def _link(found: str, objects: Sequence[Path], target: Path, how: Build) -> list[str]:
+    command = [found, *map(str, objects), "-o", str(target), "-pthread"]
+    command += [] if how.driver else ["-shared"]
+    if how.sanitize:
+        command += _SANITIZE.split()
+    elif sys.platform == "linux":
+        # No C++ library of the machine's own: one wheel for all of them.
+        command += ["-static-libstdc++", "-static-libgcc", "-Wl,--gc-sections", "-s"]
+    return command
+
+
+def _run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CompileError(f"{' '.join(command)}\n{done.stderr[-4000:]}")
+    if done.stderr and os.environ.get("SPARSE_EXPORT_COMPILE_STRICT"):
+        raise CompileError(f"{' '.join(command)}\n{done.stderr[-4000:]}")
+
+
+if __name__ == "__main__":
+    print(build())

@@ -1,0 +1,77 @@
+// What the translation units share: the weight in memory, prepared activations, a table per ISA.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#include "abi.h"
+
+namespace se {
+
+constexpr int64_t kRows = 16, kCols = 64, kTile = kRows * kCols, kMaskBytes = kTile / 8;
+constexpr int64_t kPad = 64;       // bytes behind a stream that a full register may read
+constexpr int64_t kFlushTiles = 8; // 512 columns of 16-bit times 8-bit products fit 32 bits
+constexpr int64_t kMaxLines = 192; // lines of x (rows, or planes of rows) a pass keeps sums of
+
+struct Weight {
+  int32_t kind, value, isa;
+  int64_t rows, cols, blocks, tiles;
+  int64_t groups, group_tiles; // groups of scales a row; tiles of one
+  int64_t flush;           // tiles from one flush of sums to the next
+  int64_t flushes;         // flushes of a row block
+  const uint8_t *mask;     // [blocks, tiles, 128]; null where dense
+  const uint8_t *values;   // streams of the row blocks; dense ones in tile order
+  const int64_t *begins;   // [blocks]: first byte of each row block in `values`
+  const float *scales;     // [blocks, groups, 16]; null without
+  int32_t *sums;           // [blocks, flushes, 16]: sums of codes, for unsigned activations
+  void *arena;
+  int64_t bytes;
+};
+
+// How a kernel wants x. Blocked by tile: [tiles, m, 64] (planes: [tiles, m, 2, 64]).
+enum Form { kFloat, kFloatFromBf16, kInt16, kBf16, kByte, kTwoBytes, kForms };
+
+struct Prepared {
+  Form form;
+  int64_t m, tiles, cols;
+  void *data;
+  float *scale; // [m], integer forms: x = code * scale
+  float most;   // largest code: 127 or 32767
+};
+
+struct Source {
+  const void *x;
+  int32_t type;
+  int64_t ld;
+};
+
+struct Kernels {
+  Form (*form)(int32_t value, int32_t flags);
+  // Rows [m0, m1) of x into `to`.
+  void (*prepare)(const Source &from, const Prepared &to, int64_t m0, int64_t m1);
+  // Row blocks [b0, b1) of one job.
+  void (*run)(const Weight &w, const Prepared &x, const se_job &job, int32_t y_type, int64_t b0,
+              int64_t b1);
+  // One tile in float32 [64, 16] (codes of quantised values); returns the next tile's values.
+  const uint8_t *(*unpack)(int32_t value, const uint8_t *mask, const uint8_t *values, float *out);
+};
+
+extern const Kernels kPortable;
+extern const Kernels kAvx2;
+extern const Kernels kAvx512;
+extern const Kernels kAvx512Bf16;
+const Kernels *kernels(int32_t isa); // null where it does not run
+
+inline bool quantised(int32_t value) { return value >= SE_INT8; }
+inline bool integer(int32_t value) { return value == SE_INT8 || value == SE_INT4; }
+inline int64_t step(int32_t value) { return value == SE_FP32 ? 1 : value < SE_FP32 ? 2 : 4; }
+inline int64_t bytes_of(int32_t value, int64_t count) {
+  return value == SE_INT4 ? (count + 1) / 2 : count * (4 / step(value));
+}
+inline size_t form_bytes(Form form) {
+  return form == kByte ? 1 : form == kInt16 || form == kBf16 || form == kTwoBytes ? 2 : 4;
+}
+
+typedef void (*Task)(void *context, int64_t part);
+void parallel(int64_t parts, Task task, void *context); // pool.cpp
+
+} // namespace se

@@ -1,0 +1,126 @@
+// The loop over row blocks, tiles and rows of x, around an instruction set's own steps.
+//
+// A step class K has:
+//   X, Acc             types of prepared x and of sums
+//   kPlanes            lines of x that make one row (2: high and low bytes)
+//   kDirect            at most so many lines go straight from mask to sums
+//   expand(value, mask, values, panel)            one tile; returns the next tile's values
+//   multiply(panel, x, lines, sums)               sums [lines, 16] += panel times x [lines, 64]
+//   direct(value, mask, values, x, lines, sums)   both at once
+//   total(sums, codes)                            a row's sum from its planes
+#pragma once
+#include "prepare.h"
+
+namespace {
+
+constexpr int64_t kPanelBytes = kTile * 4, kAhead = 4096;
+
+inline void prefetch(const uint8_t *from, const uint8_t *to) {
+  for (const uint8_t *at = from; at < to; at += 64) __builtin_prefetch(at);
+}
+
+template <class K> struct Sums {
+  alignas(64) typename K::Acc now[kMaxLines * kRows];
+  alignas(64) float all[kMaxLines * kRows];
+  alignas(64) uint8_t panel[kPanelBytes];
+};
+
+// Adds the sums since the last flush, scaled, and clears them.
+template <class K>
+void flush(Sums<K> &s, int64_t m, const float *scales, const int32_t *codes) {
+  for (int64_t i = 0; i < m; ++i) {
+    typename K::Acc *now = s.now + i * K::kPlanes * kRows;
+    float *all = s.all + i * kRows;
+    for (int64_t r = 0; r < kRows; ++r) {
+      const float found = (float)K::total(now + r, codes ? codes[r] : 0);
+      all[r] += scales ? found * scales[r] : found;
+    }
+  }
+  memset(s.now, 0, sizeof(typename K::Acc) * (size_t)(m * K::kPlanes * kRows));
+}
+
+inline void store(const Prepared &x, const se_job &job, int32_t y_type, const Weight &w, int64_t b,
+                  int64_t m, const float *sums) {
+  const int64_t left = w.rows - b * kRows, n = left < kRows ? left : kRows;
+  const int64_t at = m * job.ldy + b * kRows;
+  const float scale = x.scale[m];
+  for (int64_t r = 0; r < n; ++r) {
+    const float scaled = sums[r] * scale;
+    const float found = job.bias ? scaled + job.bias[b * kRows + r] : scaled;
+    if (y_type == SE_X_F32)
+      ((float *)job.y)[at + r] = found;
+    else
+      ((uint16_t *)job.y)[at + r] = (uint16_t)to_bf16(found);
+  }
+}
+
+template <class K>
+void run_block(const Weight &w, const Prepared &x, int64_t b, int64_t m0, int64_t m, Sums<K> &s) {
+  const int64_t lines = m * K::kPlanes;
+  const bool straight = lines <= K::kDirect;
+  const uint8_t *values = w.values + w.begins[b];
+  const uint8_t *mask = w.mask ? w.mask + b * w.tiles * kMaskBytes : nullptr;
+  const typename K::X *data = (const typename K::X *)x.data + m0 * K::kPlanes * kCols;
+  for (int64_t c = 0, since = 0; c < w.tiles; ++c) {
+    const uint8_t *from = values;
+    if (straight) {
+      values = K::direct(w.value, mask, values, data, lines, s.now);
+    } else {
+      values = K::expand(w.value, mask, values, s.panel);
+      K::multiply(s.panel, data, lines, s.now);
+    }
+    prefetch(from + kAhead, values + kAhead);
+    data += x.m * K::kPlanes * kCols;
+    mask = mask ? mask + kMaskBytes : nullptr;
+    if (++since < w.flush && c + 1 < w.tiles) continue;
+    since = 0;
+    const float *scales = w.scales ? w.scales + (b * w.groups + c / w.group_tiles) * kRows : nullptr;
+    flush<K>(s, m, scales, w.sums ? w.sums + (b * w.flushes + c / w.flush) * kRows : nullptr);
+  }
+}
+
+template <class K>
+void run_blocks(const Weight &w, const Prepared &x, const se_job &job, int32_t y_type, int64_t b0,
+                int64_t b1) {
+  Sums<K> s;
+  constexpr int64_t kMost = kMaxLines / K::kPlanes;
+  for (int64_t b = b0; b < b1; ++b)
+    for (int64_t m0 = 0; m0 < x.m; m0 += kMost) {
+      const int64_t m = x.m - m0 < kMost ? x.m - m0 : kMost;
+      memset(s.now, 0, sizeof(typename K::Acc) * (size_t)(m * K::kPlanes * kRows));
+      memset(s.all, 0, sizeof(float) * (size_t)(m * kRows));
+      run_block<K>(w, x, b, m0, m, s);
+      for (int64_t i = 0; i < m; ++i) store(x, job, y_type, w, b, m0 + i, s.all + i * kRows);
+    }
+}
+
+// The steps that most instruction sets share: floats, and 16-bit activations times codes.
+struct FloatSums {
+  typedef float X, Acc;
+  static constexpr int64_t kPlanes = 1;
+  static float total(const float *sums, int32_t) { return *sums; }
+};
+
+struct Int16Sums {
+  typedef int16_t X;
+  typedef int32_t Acc;
+  static constexpr int64_t kPlanes = 1;
+  static int32_t total(const int32_t *sums, int32_t) { return *sums; }
+};
+
+inline Form usual_form(int32_t value, int32_t) {
+  return integer(value) ? kInt16 : value == SE_BF16 ? kFloatFromBf16 : kFloat;
+}
+
+// Place in a float panel [64, 16] of element e of a tile in steps of g columns.
+inline int64_t float_place(int64_t e, int64_t g) {
+  return (e / (kRows * g) * g + e % g) * kRows + e / g % kRows;
+}
+
+// Place in an int16 panel [16 steps, 2, 16 rows, 2] of element e: columns 0 2, then 1 3.
+inline int64_t int16_place(int64_t e) {
+  const int64_t row = e / 4 % kRows, k = e % 4;
+  return e / 64 * 64 + k % 2 * 32 + row * 2 + k / 2;
+}
+
+} // namespace

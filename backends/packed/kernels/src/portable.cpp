@@ -1,0 +1,111 @@
+// Plain C++: the reference for every other instruction set, and what other machines run.
+#include "driver.h"
+
+namespace {
+
+float half(uint32_t raw) {
+  const uint32_t sign = (raw & 0x8000) << 16, exponent = raw >> 10 & 31, fraction = raw & 1023;
+  if (exponent == 31) return float_of(sign | 0x7f800000 | fraction << 13);
+  if (exponent) return float_of(sign | (exponent + 112) << 23 | fraction << 13);
+  const float small = (float)fraction * (1.f / 16777216);
+  return sign ? -small : small;
+}
+
+float e4m3(uint32_t raw) { // the 7 low bits are those of a half with another bias: 2^8 apart
+  if ((raw & 127) == 127) return float_of(0x7fc00000);
+  return half((raw & 128) << 8 | (raw & 127) << 7) * 256.f;
+}
+
+int32_t nibble(uint32_t code) { return (int32_t)(code ^ 8) - 8; }
+
+// Value number i of a tile's stream.
+float value_at(int32_t value, const uint8_t *values, int64_t i) {
+  uint16_t two;
+  uint32_t four;
+  switch (value) {
+  case SE_BF16:
+    memcpy(&two, values + 2 * i, 2);
+    return float_of((uint32_t)two << 16);
+  case SE_FP16:
+    memcpy(&two, values + 2 * i, 2);
+    return half(two);
+  case SE_FP32:
+    memcpy(&four, values + 4 * i, 4);
+    return float_of(four);
+  case SE_INT8:
+    return (float)(int8_t)values[i];
+  case SE_INT4:
+    return (float)nibble(values[i / 2] >> (i % 2 * 4) & 15u);
+  default:
+    return e4m3(values[i]);
+  }
+}
+
+// Calls put(e, value) for the kept elements in order.
+template <class Put>
+const uint8_t *each(int32_t value, const uint8_t *mask, const uint8_t *values, Put put) {
+  int64_t found = 0;
+  for (int64_t byte = 0; byte < kMaskBytes; ++byte)
+    for (uint32_t left = mask ? mask[byte] : 255; left; left &= left - 1)
+      put(byte * 8 + __builtin_ctz(left), value_at(value, values, found++));
+  return values + bytes_of(value, found);
+}
+
+const uint8_t *unpack_tile(int32_t value, const uint8_t *mask, const uint8_t *values, float *out) {
+  const int64_t g = step(value);
+  memset(out, 0, kTile * sizeof(float));
+  return each(value, mask, values, [&](int64_t e, float v) { out[float_place(e, g)] = v; });
+}
+
+struct Floats : FloatSums {
+  static constexpr int64_t kDirect = 0;
+  static const uint8_t *expand(int32_t value, const uint8_t *mask, const uint8_t *values,
+                               void *panel) {
+    return unpack_tile(value, mask, values, (float *)panel);
+  }
+  static const uint8_t *direct(int32_t, const uint8_t *, const uint8_t *v, const float *, int64_t,
+                               float *) {
+    return v;
+  }
+  static void multiply(const void *panel, const float *x, int64_t lines, float *sums) {
+    const float *w = (const float *)panel;
+    for (int64_t m = 0; m < lines; ++m, x += kCols, sums += kRows) {
+      float tile[kRows] = {}; // a tile's own sums first: the long sum rounds less often
+      for (int64_t k = 0; k < kCols; ++k)
+        for (int64_t r = 0; r < kRows; ++r) tile[r] += w[k * kRows + r] * x[k];
+      for (int64_t r = 0; r < kRows; ++r) sums[r] += tile[r];
+    }
+  }
+};
+
+struct Codes : Int16Sums {
+  static constexpr int64_t kDirect = 0;
+  static const uint8_t *expand(int32_t value, const uint8_t *mask, const uint8_t *values,
+                               void *panel) {
+    int16_t *out = (int16_t *)panel;
+    memset(out, 0, kTile * sizeof(int16_t));
+    return each(value, mask, values,
+                [&](int64_t e, float v) { out[int16_place(e)] = (int16_t)v; });
+  }
+  static const uint8_t *direct(int32_t, const uint8_t *, const uint8_t *v, const int16_t *,
+                               int64_t, int32_t *) {
+    return v;
+  }
+  static void multiply(const void *panel, const int16_t *x, int64_t lines, int32_t *sums) {
+    for (int64_t m = 0; m < lines; ++m, x += kCols, sums += kRows) {
+      const int16_t *w = (const int16_t *)panel;
+      for (int64_t pair = 0; pair < kCols; pair += 2, w += 2 * kRows)
+        for (int64_t r = 0; r < kRows; ++r)
+          sums[r] += w[2 * r] * x[pair] + w[2 * r + 1] * x[pair + 1];
+    }
+  }
+};
+
+void run(const Weight &w, const Prepared &x, const se_job &job, int32_t y_type, int64_t b0,
+         int64_t b1) {
+  (integer(w.value) ? run_blocks<Codes> : run_blocks<Floats>)(w, x, job, y_type, b0, b1);
+}
+
+} // namespace
+
+const Kernels se::kPortable = {usual_form, prepare_rows, run, unpack_tile};

@@ -1,0 +1,1 @@
+"""Kernel benchmark: sparse against dense twins and torch, interleaved, as ratios."""

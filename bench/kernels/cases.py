@@ -1,0 +1,104 @@
+"""What is timed: random packed linears, their dense twins, and torch's linear."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.packed.kernels.linear import CpuLinear
+from backends.packed.pack import pack
+from backends.packed.spec import PackedLinear
+from backends.packed.values import ValueType
+
+__all__ = ["Case", "kernel_case", "torch_case"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to time: `calls` run one after the other, each on a copy of its own.
+
+    `bytes` is what one call reads of the weight.
+    """
+
+    name: str
+    calls: tuple[Callable[[], object], ...]
+    bytes: int
+
+
+def kernel_case(
+    name: str, shape: tuple[int, int], values: str, pattern: str, m: int, total: int
+) -> Case:
+    """A packed linear: pattern "dense", "70%" (zeros) or "2:4".
+
+    Args:
+        total: bytes that all copies together exceed, so that none stays in a cache.
+    """
+    spec, parts = _linear(shape, ValueType(values), pattern)
+    one = CpuLinear.build(spec, parts)
+    copies = [one]
+    while sum(each.nbytes for each in copies) < total:
+        copies.append(CpuLinear.build(spec, parts))
+    x = _x(m, shape[1])
+    return Case(name, tuple(_call(each, x) for each in copies), one.nbytes)
+
+
+def torch_case(name: str, shape: tuple[int, int], m: int, total: int, *, half: bool) -> Case:
+    """torch.nn.functional.linear in bfloat16 or float32, threads as the kernels have."""
+    import torch
+
+    from backends.packed.kernels.library import library
+
+    torch.set_num_threads(library().threads)
+    dtype = torch.bfloat16 if half else torch.float32
+    bytes_ = shape[0] * shape[1] * dtype.itemsize
+    weights = [torch.randn(shape).to(dtype) for _ in range(-(-total // bytes_))]
+    x = torch.from_numpy(_x(m, shape[1])).to(dtype)
+
+    def call(weight: torch.Tensor) -> Callable[[], object]:
+        def run() -> object:
+            with torch.inference_mode():
+                return torch.nn.functional.linear(x, weight)
+
+        return run
+
+    return Case(name, tuple(call(each) for each in weights), bytes_)
+
+
+def _call(linear: CpuLinear, x: Array) -> Callable[[], object]:
+    return lambda: linear(x)
+
+
+def _x(m: int, columns: int) -> Array:
+    return np.random.default_rng(1).standard_normal((m, columns)).astype(np.float32)
+
+
+def _linear(
+    shape: tuple[int, int], values: ValueType, pattern: str
+) -> tuple[PackedLinear, dict[str, Array]]:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal(shape).astype(np.float32)
+    kind, n, m, kept = "ragged", 0, 0, np.ones(shape, np.bool_)
+    if pattern == "dense":
+        kind = "dense"
+    elif pattern.endswith("%"):
+        kept = rng.random(shape) >= float(pattern[:-1]) / 100
+    else:
+        kind, (n, m) = "nm", tuple(map(int, pattern.split(":")))
+        order = rng.random((shape[0], shape[1] // m, m)).argsort(axis=-1)
+        kept = (order < n).reshape(shape)
+    scales = None
+    codes: Array = weight.astype(values.codes)
+    if values.quantised:
+        from exporter.store.dtypes import DType
+
+        scales = np.full((shape[0], 1), 1 / 32, DType.BF16.numpy)
+        most = {ValueType.INT8: 127, ValueType.INT4: 7}[values]
+        codes = np.rint(weight * 32).clip(-most, most).astype(np.int8)
+    spec = PackedLinear(kind, values, shape, int(kept.sum()), n, m)  # type: ignore[arg-type]
+    return spec, dict(pack(spec, codes, kept, scales))

@@ -1,0 +1,98 @@
+"""Rounds over all cases of a shape and M in changing order; ratios of the same round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from backends.packed.kernels.library import library
+from bench.kernels.cases import Case, kernel_case, torch_case
+from bench.stats import median_interval, paired_speedup
+
+__all__ = ["block", "read_ceiling", "time_rounds"]
+
+Times = Mapping[str, list[float]]
+
+
+def time_rounds(cases: Sequence[Case], rounds: int, calls: int) -> dict[str, list[float]]:
+    """Seconds of one call of each case, one number a round.
+
+    Each round draws a new order and makes `calls` calls a case on its copies in turn, so that
+    what disturbs the machine meets all cases alike and every call finds its weights in memory,
+    not in a cache.
+    """
+    rng = np.random.default_rng(0)
+    found: dict[str, list[float]] = {case.name: [] for case in cases}
+    at = {case.name: 0 for case in cases}
+    for _ in range(rounds):
+        for index in rng.permutation(len(cases)):
+            case = cases[index]
+            first = at[case.name]
+            begin = time.perf_counter()
+            for i in range(first, first + calls):
+                case.calls[i % len(case.calls)]()
+            found[case.name].append((time.perf_counter() - begin) / calls)
+            at[case.name] = first + calls
+    return found
+
+
+def read_ceiling(megabytes: int = 256) -> Case:
+    """Plain reading by the same threads: one call reads all of a buffer."""
+    lib = library()
+    data = np.ones(megabytes << 20, np.uint8)
+    return Case("read", (lambda: lib.read(data.ctypes.data, data.nbytes),), data.nbytes)
+
+
+def block(
+    shape: tuple[int, int], m: int, patterns: Sequence[str], values: Sequence[str],
+    total: int, rounds: int, calls: int,
+) -> dict[str, Any]:  # fmt: skip
+    """One shape and M: `ratios` as build/bench/kernels.json has them, `times` and `bandwidth`."""
+    cases = [kernel_case(f"dense-{v}", shape, v, "dense", m, total) for v in values]
+    cases += [kernel_case(f"{v} {p}", shape, v, p, m, total) for v in values for p in patterns]
+    cases += [
+        torch_case("torch-bf16", shape, m, total, half=True),
+        torch_case("torch-fp32", shape, m, total, half=False),
+        read_ceiling(),
+    ]
+    time_rounds(cases, 1, 1)
+    times = time_rounds(cases, rounds, calls)
+    against = [f"dense-{v}" for v in values] + ["torch-bf16", "torch-fp32"]
+    return {
+        "ratios": [
+            _ratio(shape, m, p, v, other, times)
+            for v in values
+            for p in patterns
+            for other in against
+        ],
+        "times": [
+            {"m": m, "k": shape[1], "n": shape[0], "case": c.name, "ms": _ms(times[c.name])}
+            | {"gb_per_second": c.bytes / float(np.median(times[c.name])) / 1e9}
+            for c in cases
+        ],
+    }
+
+
+def _ms(seconds: list[float]) -> dict[str, float]:
+    found = median_interval([1e3 * each for each in seconds], 0)
+    return {"median": found.median, "low": found.low, "high": found.high}
+
+
+def _ratio(
+    shape: tuple[int, int], m: int, pattern: str, values: str, against: str, times: Times
+) -> dict[str, Any]:
+    found = paired_speedup(times[against], times[f"{values} {pattern}"], 0)
+    return {
+        "m": m,
+        "k": shape[1],
+        "n": shape[0],
+        "pattern": pattern,
+        "values": values,
+        "against": against,
+        "ratio": found.median,
+        "low": found.low,
+        "high": found.high,
+    }

@@ -1,0 +1,188 @@
+// Random and hostile linears through the C interface, in a sanitised build: fuzz SECONDS SEED.
+//
+// Every array is a block of its own and of its exact length, so that a read past one is seen.
+// A linear that is taken must give on each instruction set what the portable unit gives.
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "abi.h"
+
+static uint64_t state;
+
+static uint32_t random32(void) { // xorshift64*
+  state ^= state >> 12, state ^= state << 25, state ^= state >> 27;
+  return (uint32_t)(state * 2685821657736338717ull >> 32);
+}
+
+static int64_t below(int64_t n) { return n > 0 ? (int64_t)(random32() % (uint64_t)n) : 0; }
+
+static uint8_t *block(int64_t bytes) { return (uint8_t *)malloc(bytes ? (size_t)bytes : 1); }
+
+struct Linear {
+  se_desc d;
+  uint8_t *mask, *values;
+  int64_t *starts;
+  uint16_t *scales;
+};
+
+static int64_t value_bytes(int32_t type, int64_t n) {
+  return type == SE_INT4 ? (n + 1) / 2 : n * (type == SE_FP32 ? 4 : type < SE_FP32 ? 2 : 1);
+}
+
+static void finite_values(const se_desc &d, uint8_t *at) {
+  for (int64_t i = 0; i < d.values_bytes; ++i) at[i] = (uint8_t)random32();
+  for (int64_t i = 0; i < d.values_bytes; ++i) {
+    if (d.values_type == SE_INT8 && at[i] == 0x80) at[i] = 0;
+    if (d.values_type == SE_INT4 && (at[i] >> 4 == 8 || (at[i] & 15) == 8)) at[i] = 0x11;
+    if (d.values_type == SE_FP8 && (at[i] & 127) == 127) at[i] = 0;
+    const int64_t size = d.values_type == SE_FP32 ? 4 : 2;
+    if (d.values_type <= SE_FP32 && i % size == size - 1) at[i] = (at[i] & 0x83) | 0x38;
+  }
+}
+
+static int popcounts(const uint8_t *at, int64_t n) {
+  int found = 0;
+  for (int64_t i = 0; i < n; ++i) found += __builtin_popcount(at[i]);
+  return found;
+}
+
+static void ragged_mask(Linear &l, int64_t blocks, int64_t tiles) {
+  const int density = (int)below(9);
+  for (int64_t i = 0; i < l.d.mask_bytes; ++i) {
+    l.mask[i] = density == 8 ? 255 : (uint8_t)random32();
+    for (int j = density; j < 4; ++j) l.mask[i] &= (uint8_t)random32();
+    if (below(64) == 0) l.mask[i] = 0;
+  }
+  l.d.starts_count = blocks + 1;
+  l.starts = (int64_t *)block((blocks + 1) * 8);
+  l.starts[0] = 0;
+  for (int64_t b = 0; b < blocks; ++b) {
+    int64_t slots = 0;
+    for (int64_t c = 0; c < tiles; ++c) {
+      const int found = popcounts(l.mask + (b * tiles + c) * 128, 128);
+      slots += l.d.values_type == SE_INT4 ? (found + 1) / 2 * 2 : found;
+    }
+    l.starts[b + 1] = l.starts[b] + slots;
+  }
+  l.d.values_bytes = value_bytes(l.d.values_type, l.starts[blocks]);
+}
+
+static Linear make(void) {
+  Linear l = {};
+  se_desc &d = l.d;
+  d.kind = (int32_t)below(3), d.values_type = (int32_t)below(6);
+  d.rows = 1 + below(70), d.cols = 1 + below(below(4) ? 200 : 1500);
+  if (d.kind == SE_NM) d.m = 4 << below(3), d.n = 1 + (int32_t)below(d.m - 1);
+  const int64_t blocks = (d.rows + 15) / 16, tiles = (d.cols + 63) / 64;
+  if (d.values_type >= SE_INT8) {
+    d.group = 64 * below(4);
+    d.scales_count = d.rows * (d.group ? (d.cols + d.group - 1) / d.group : 1);
+    l.scales = (uint16_t *)block(d.scales_count * 2);
+    for (int64_t i = 0; i < d.scales_count; ++i) l.scales[i] = (uint16_t)(0x3c00 + below(512));
+  }
+  d.mask_bytes = d.kind == SE_DENSE ? 0 : blocks * tiles * 128;
+  l.mask = block(d.mask_bytes);
+  if (d.kind == SE_RAGGED) ragged_mask(l, blocks, tiles);
+  if (d.kind == SE_NM) { // the library asks for the count of a tile alone
+    const int64_t each = 1024 * d.n / d.m;
+    memset(l.mask, 0, (size_t)d.mask_bytes);
+    for (int64_t t = 0; t < blocks * tiles; ++t)
+      for (int64_t left = each; left;) {
+        const int64_t e = below(1024);
+        uint8_t &byte = l.mask[t * 128 + e / 8];
+        if (!(byte >> (e % 8) & 1)) byte |= (uint8_t)(1 << (e % 8)), --left;
+      }
+    d.values_bytes = blocks * tiles * value_bytes(d.values_type, each);
+  }
+  if (d.kind == SE_DENSE) d.values_bytes = d.rows * value_bytes(d.values_type, d.cols);
+  l.values = block(d.values_bytes);
+  finite_values(d, l.values);
+  d.mask = l.mask, d.values = l.values, d.starts = l.starts, d.scales = l.scales;
+  return l;
+}
+
+// Changes what the library must not trust; memory stays as long as the description says.
+static void spoil(Linear &l) {
+  se_desc &d = l.d;
+  const int64_t any = below(4) ? below(100) - 20 : (int64_t)random32() << 31;
+  switch (below(10)) {
+  case 0: d.rows = any; break;
+  case 1: d.cols = any; break;
+  case 2: d.values_bytes = below(d.values_bytes + 1); break;
+  case 3: d.mask_bytes = below(d.mask_bytes + 1); break;
+  case 4: if (l.starts) l.starts[below(d.starts_count)] = any; break;
+  case 5: if (l.starts) d.starts_count = below(d.starts_count + 1); break;
+  case 6: d.scales_count = below(d.scales_count + 1); break;
+  case 7: if (d.mask_bytes) l.mask[below(d.mask_bytes)] ^= (uint8_t)(1 << below(8)); break;
+  case 8: d.kind = (int32_t)below(5) - 1, d.values_type = (int32_t)below(8) - 1; break;
+  default: d.group = any, d.n = (int32_t)below(20) - 2, d.m = (int32_t)below(20) - 2;
+  }
+}
+
+static void fail(const Linear &l, int isa, const char *what) {
+  fprintf(stderr, "%s: isa %d, kind %d, values %d, [%ld, %ld], group %ld\n", what, isa, l.d.kind,
+          l.d.values_type, (long)l.d.rows, (long)l.d.cols, (long)l.d.group);
+  abort();
+}
+
+static void compare(const Linear &l, void *const *all, int64_t m) {
+  const int64_t rows = l.d.rows, cols = l.d.cols;
+  float *x = (float *)block(m * cols * 4), *want = (float *)block(m * rows * 4);
+  float *y = (float *)block(m * rows * 4);
+  for (int64_t i = 0; i < m * cols; ++i) x[i] = (float)(int32_t)random32() / 2147483648.f;
+  const int flags = (int)below(2);
+  for (int isa = 0; isa < SE_ISAS; ++isa) {
+    if (!all[isa]) continue;
+    const se_job job = {all[isa], isa ? y : want, rows, nullptr};
+    if (se_run(&job, 1, x, SE_X_F32, m, cols, SE_X_F32, flags) != SE_OK) fail(l, isa, "run");
+    double wrong = 0, size = 0;
+    for (int64_t i = 0; isa && i < m * rows; ++i) {
+      // Bytes taken for another type may be NaN or infinity, and sums of theirs anything.
+      if (!isfinite(want[i]) || !isfinite(y[i])) continue;
+      wrong += ((double)y[i] - want[i]) * ((double)y[i] - want[i]);
+      size += (double)want[i] * want[i];
+    }
+    if (!(sqrt(wrong) <= 1e-5 * sqrt(size) + 1e-30)) fail(l, isa, "differs from portable");
+  }
+  free(x), free(y), free(want);
+}
+
+static int one(int hostile) {
+  Linear l = make();
+  if (hostile) spoil(l);
+  void *all[SE_ISAS] = {};
+  int taken = 0;
+  for (int isa = 0; isa < SE_ISAS; ++isa) {
+    if (!se_isa_runs(isa)) continue;
+    const int status = se_create(&l.d, isa, &all[isa]);
+    if (status != SE_OK && !hostile) fail(l, isa, "refused");
+    if ((status == SE_OK) != (all[0] != nullptr)) fail(l, isa, "taken by some only");
+    taken = status == SE_OK;
+  }
+  if (taken) {
+    compare(l, all, 1 + below(20));
+    const int64_t blocks = (l.d.rows + 15) / 16;
+    float *out = (float *)block(blocks * 16 * l.d.cols * 4);
+    for (int isa = 0; isa < SE_ISAS; ++isa)
+      if (all[isa] && se_unpack(all[isa], 0, blocks, out) != SE_OK) fail(l, isa, "unpack");
+    free(out);
+  }
+  for (int isa = 0; isa < SE_ISAS; ++isa) se_destroy(all[isa]);
+  free(l.mask), free(l.values), free(l.starts), free(l.scales);
+  return taken;
+}
+
+int main(int argc, char **argv) {
+  const double seconds = argc > 1 ? atof(argv[1]) : 5;
+  state = argc > 2 ? strtoull(argv[2], nullptr, 10) * 2 + 1 : 1;
+  const time_t end = time(nullptr) + (time_t)seconds;
+  long made = 0, taken = 0;
+  for (; time(nullptr) < end || made < 50; ++made) taken += one(made % 3 != 0);
+  int isas = 0;
+  for (int isa = 0; isa < SE_ISAS; ++isa) isas |= se_isa_runs(isa) << isa;
+  printf("%ld linears, %ld taken, instruction sets %d\n", made, taken, isas);
+  return taken == 0 || taken == made;
+}
