@@ -10,7 +10,7 @@ import numpy as np
 
 from backends.packed.kernels.library import library
 from bench.kernels.cases import Case, kernel_case, torch_case
-from bench.stats import median_interval, paired_speedup
+from bench.stats import median_interval, speedup_interval
 
 __all__ = ["block", "read_ceiling", "time_rounds"]
 
@@ -84,7 +84,8 @@ def _ms(seconds: list[float]) -> dict[str, float]:
 def _ratio(
     shape: tuple[int, int], m: int, pattern: str, values: str, against: str, times: Times
 ) -> dict[str, Any]:
-    found = paired_speedup(times[against], times[f"{values} {pattern}"], 0)
+    base, ours = times[against], times[f"{values} {pattern}"]
+    found = speedup_interval([[t] for t in base], [[t] for t in ours], 0)
     return {
         "m": m,
         "k": shape[1],
