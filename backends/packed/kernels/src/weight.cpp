@@ -212,7 +212,7 @@ int32_t se_create(const se_desc *desc, int32_t isa, void **linear) {
   w.group_tiles = d.group ? d.group / kCols : w.tiles;
   w.flush = flush_tiles(d, w);
   w.flushes = divide_up(w.tiles, w.flush);
-  w.strip = d.kind == SE_DENSE || isa != SE_AVX2 ? 0 : strip_tiles(w);
+  w.strip = strip_tiles(d, w);
   const bool with_sums = isa == SE_AVX512_BF16 && integer(d.values_type);
   const Sizes s = sizes(d, w, with_sums);
   Weight *made = (Weight *)malloc(sizeof(Weight));
