@@ -140,8 +140,8 @@ static void compare(const Linear &l, void *const *all, int64_t m, int hostile) {
     if (se_run(&job, 1, x, SE_X_F32, m, cols, SE_X_F32, flags) != SE_OK) fail(l, isa, "run");
     double wrong = 0, size = 0;
     for (int64_t i = 0; isa && i < m * rows; ++i) {
-      // Bytes taken for another type may be NaN or infinity (the library checks lengths, not
-      // values), and sums of theirs depend on their order.
+      // Bytes taken for another 16- or 32-bit type may be NaN, infinity or huge, and whether sums
+      // of those are finite depends on their order.
       if (hostile && (!isfinite(want[i]) || !isfinite(y[i]))) continue;
       wrong += ((double)y[i] - want[i]) * ((double)y[i] - want[i]);
       size += (double)want[i] * want[i];
