@@ -156,7 +156,7 @@ class _Pair:
         return [w for w in self._plan.workloads if why_not(w, tokens, batches) is None]
 
     def _self_test(self, artefact: Artefact, session: Session) -> SelfTest | None:
-        if self._process > 0:
+        if self._process > 0 or self._run > 0:
             return None  # the same bytes by the same engine
 
         def named(what: str, done: int, total: int) -> None:
