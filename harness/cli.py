@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from exporter.commands.terminal import TerminalListener, interruptible, run_app
+from harness.evaluate.command import eval_command
 from harness.methods.options import Factors, Training
 from harness.methods.run import train_folder
 from harness.prune.run import MASKS, Calibration, prune_folder
@@ -22,8 +23,9 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Make sparse models and adapters for them: prune, train.",
+    help="Make sparse models and adapters for them: prune, train, evaluate.",
 )
+app.command("eval")(eval_command)
 
 
 class PruneMethod(str, Enum):
