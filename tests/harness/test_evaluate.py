@@ -1,4 +1,4 @@
-"""Perplexity against a slow float64 reference; each token once; an artefact scores as torch does."""
+"""Perplexity against a slow float64 reference; every token once; an artefact scores like torch."""
 
 from __future__ import annotations
 
