@@ -55,11 +55,13 @@ def layer_rates(
     if not np.isfinite(values).all() or not (weights > 0).all():
         raise _usage("an importance that is not finite, or a size of 0", "numbers, weights")
     bounds = (max(0.0, target - delta), min(1.0, target + delta))
-    # Scaled: HiGHS' tolerances are absolute, while exp(-beta c) may differ by 1e-6 alone.
-    spread = float(np.ptp(values)) or 1.0
     share = weights / weights.sum()
+    # HiGHS' tolerances are absolute, while exp(-beta c) may differ by 1e-6 alone. The constraint
+    # fixes sum(share * rates), so cost by weight may be shifted and scaled.
+    cost = values / share
+    cost = (cost - cost.min()) / (float(np.ptp(cost)) or 1.0)
     found = linprog(
-        (values - values.min()) / spread, A_eq=share[None, :], b_eq=[target],
+        cost * share, A_eq=share[None, :], b_eq=[target],
         bounds=[bounds] * values.size, method="highs",
     )  # fmt: skip
     if found.status != 0:
