@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 
 from exporter.commands.terminal import TerminalListener, interruptible, run_app
-from harness.methods.options import Factors, Training
-from harness.methods.run import train_folder
+from harness.evaluate.command import eval_command
+from harness.methods.command import train_command
 from harness.prune.run import MASKS, Calibration, prune_folder
 from harness.prune.sparsity import parse_sparsity
 from harness.text import BUILTIN
@@ -22,8 +22,10 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Make sparse models and adapters for them: prune, train.",
+    help="Make sparse models and adapters for them: prune, train, evaluate.",
 )
+app.command("eval")(eval_command)
+app.command("train")(train_command)
 
 
 class PruneMethod(str, Enum):
@@ -38,13 +40,6 @@ class Scope(str, Enum):
 
     row = "row"
     tensor = "tensor"
-
-
-class TrainMethod(str, Enum):
-    """What `train` makes."""
-
-    losa = "losa"
-    lora = "lora"
 
 
 Model = Annotated[Path, typer.Argument(help="Hugging Face folder with safetensors weights.")]
@@ -82,42 +77,6 @@ def prune_command(
             force=force, progress=listener.progress,
         )  # fmt: skip
     print(f"{output}: {done.linears} linears, {done.sparsity:.2%} zeros; masks in {output / MASKS}")
-
-
-@app.command("train")
-def train_command(
-    model: Model,
-    output: Output,
-    method: Annotated[TrainMethod, typer.Option("--method", help="losa: under the mask.")],
-    data: Data = BUILTIN,
-    masks: Annotated[
-        Path | None, typer.Option("--masks", help="Masks file; else the zeros are the mask.")
-    ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1)] = 40,
-    rank: Annotated[int, typer.Option("--rank", min=1)] = 8,
-    alpha: Annotated[
-        float, typer.Option("--alpha", min=1e-6, help="Scale is alpha / rank.")
-    ] = 16.0,
-    length: Length = 128,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Windows per step.")] = 4,
-    lr: Annotated[float, typer.Option("--lr", min=0.0, help="Peak learning rate.")] = 1e-3,
-    seed: Seed = 0,
-    force: Force = False,
-) -> None:
-    """Train an adapter on text: LoSA's inner step (masked, exact to merge) or plain LoRA."""
-
-    def show(step: int, loss: float) -> None:
-        if step == 1 or step % 5 == 0 or step == steps:
-            print(f"step {step:>4} of {steps}  loss {loss:.4f}", flush=True)
-
-    options = Training(steps=steps, batch=batch, length=length, lr=lr, seed=seed)
-    with interruptible(), TerminalListener(Console(stderr=True)) as listener:
-        listener.stage(f"train ({method.value})")
-        train_folder(
-            model, output, method.value, options, Factors(rank, alpha),
-            report=show, data=data, masks=masks, force=force, progress=listener.progress,
-        )  # fmt: skip
-    print(f"{output}: {method.value} adapter of rank {rank}")
 
 
 def main(argv: list[str] | None = None) -> None:
