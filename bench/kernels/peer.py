@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,11 @@ class Worker:
         self._process.kill()
         self._process.wait()
 
-    def _timer(self, name: str) -> Any:
-        return lambda calls: self._ask({"time": {"name": name, "calls": calls}})["seconds"]
+    def _timer(self, name: str) -> Callable[[int], float]:
+        def seconds(calls: int) -> float:
+            return float(self._ask({"time": {"name": name, "calls": calls}})["seconds"])
+
+        return seconds
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         into, out = self._process.stdin, self._process.stdout
@@ -86,7 +89,7 @@ def case_name(zeros: float) -> str:
 
 
 @contextmanager
-def deepsparse_worker(threads: int, wanted: bool = True) -> Iterator[Worker | None]:
+def deepsparse_worker(threads: int, wanted: bool = True) -> Generator[Worker | None]:
     """A worker while the block runs; None where it is not wanted or not installed."""
     if not wanted or not RUNTIME.status().available:
         yield None

@@ -60,6 +60,7 @@ class Engines:
         helper, kind = self._onnx.helper, self._onnx.TensorProto.FLOAT
         rng = np.random.default_rng(0)
         shape, nodes, weights, at = (given["k"], given["n"]), [], [], "x"
+        last = given["k"]
         for i in range(given["layers"]):
             weight = rng.standard_normal(shape, dtype=np.float32) * np.float32(0.03)
             weight[rng.random(shape, dtype=np.float32) < given["zeros"]] = 0
