@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from html import escape
 from typing import Any
 
 from bench.render.html import page, table
@@ -63,7 +64,7 @@ def kernels_html(found: dict[str, Any]) -> str:
     ]
     peer = found.get("deepsparse") or {}
     about = (
-        f"<p>Instruction set {found['isa']}, {found['threads']} threads, {found['cpu']}. "
+        f"<p>Instruction set {found['isa']}, {found['threads']} threads, {escape(found['cpu'])}. "
         f"DeepSparse {peer.get('version', 'not installed')} ({peer.get('isa', '-')}), fp32. "
         "A ratio is the other's seconds over ours in the same round: above 1 ours is faster; "
         "against `read` it is the share of the bandwidth of plain reading.</p>"

@@ -18,6 +18,7 @@ __all__ = ["Worker", "case_name", "deepsparse_worker", "sparsity"]
 
 _WORKER = Path(__file__).with_name("worker.py")
 _ENOUGH = 40 << 20  # bytes of kept fp32 values that a chain has at least: more than the L3 cache
+_MOST_LAYERS = 24
 
 
 def sparsity(pattern: str) -> float:
@@ -50,7 +51,7 @@ class Worker:
         found: list[Case] = []
         for zeros in dict.fromkeys(map(sparsity, patterns)):
             kept = shape[0] * shape[1] * 4 * (1 - zeros)
-            layers = max(2, math.ceil(_ENOUGH / kept / 2) * 2)
+            layers = min(max(2, math.ceil(_ENOUGH / kept / 2) * 2), _MOST_LAYERS)
             name = case_name(zeros)
             given = {"name": name, "n": shape[0], "k": shape[1], "m": m, "zeros": zeros}
             forget = not found
