@@ -62,7 +62,7 @@ class Worker:
     def close(self) -> None:
         """End it."""
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
 
     def _timer(self, name: str) -> Callable[[int], float]:
         def seconds(calls: int) -> float:
