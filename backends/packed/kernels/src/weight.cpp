@@ -36,10 +36,13 @@ bool shape_ok(const se_desc &d) {
          (d.group == 0 || quantised(d.values_type));
 }
 
-// Codes outside a type's range would overflow sums: -128 (int8) and -8 (int4) are no codes.
+// -128 (int8) and -8 (int4) are no codes and would overflow sums; an fp8 NaN would be a number to
+// some instruction sets and none to others.
 bool codes_ok(const se_desc &d, const uint8_t *values, int64_t count) {
   if (d.values_type == SE_INT8) return !memchr(values, 0x80, (size_t)count);
   bool bad = false;
+  if (d.values_type == SE_FP8)
+    for (int64_t i = 0; i < count; ++i) bad |= (values[i] & 127) == 127;
   if (d.values_type == SE_INT4)
     for (int64_t i = 0; i < count; ++i) bad |= (values[i] & 15) == 8 || values[i] >> 4 == 8;
   return !bad;
@@ -212,7 +215,7 @@ int32_t se_create(const se_desc *desc, int32_t isa, void **linear) {
   w.group_tiles = d.group ? d.group / kCols : w.tiles;
   w.flush = flush_tiles(d, w);
   w.flushes = divide_up(w.tiles, w.flush);
-  w.strip = d.kind == SE_DENSE || isa != SE_AVX2 ? 0 : strip_tiles(w);
+  w.strip = strip_tiles(d, w);
   const bool with_sums = isa == SE_AVX512_BF16 && integer(d.values_type);
   const Sizes s = sizes(d, w, with_sums);
   Weight *made = (Weight *)malloc(sizeof(Weight));
