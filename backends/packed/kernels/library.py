@@ -106,6 +106,12 @@ class Library:
         c.se_read.restype = c_uint64
         self.create, self.destroy, self.bytes = c.se_create, c.se_destroy, c.se_bytes
         self.run, self.unpack, self.read = c.se_run, c.se_unpack, c.se_read
+        c.se_decoder_create.argtypes = (c_void_p, POINTER(c_void_p))
+        c.se_decoder_destroy.argtypes = (c_void_p,)
+        c.se_decoder_destroy.restype = None
+        c.se_decoder_run.argtypes = (c_void_p, c_void_p)
+        self.decoder_create, self.decoder_destroy = c.se_decoder_create, c.se_decoder_destroy
+        self.decoder_run = c.se_decoder_run
         if (found := int(c.se_abi_version())) != ABI:
             raise EngineUnfit(
                 "engine-unfit",

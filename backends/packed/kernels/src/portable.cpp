@@ -3,14 +3,6 @@
 
 namespace {
 
-float half(uint32_t raw) {
-  const uint32_t sign = (raw & 0x8000) << 16, exponent = raw >> 10 & 31, fraction = raw & 1023;
-  if (exponent == 31) return float_of(sign | 0x7f800000 | fraction << 13);
-  if (exponent) return float_of(sign | (exponent + 112) << 23 | fraction << 13);
-  const float small = (float)fraction * (1.f / 16777216);
-  return sign ? -small : small;
-}
-
 float e4m3(uint32_t raw) { // the 7 low bits are those of a half with another bias: 2^8 apart
   if ((raw & 127) == 127) return float_of(0x7fc00000);
   return half((raw & 128) << 8 | (raw & 127) << 7) * 256.f;

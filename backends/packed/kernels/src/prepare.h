@@ -19,6 +19,14 @@ inline float float_of(uint32_t raw) {
   return value;
 }
 
+inline float half(uint32_t raw) {
+  const uint32_t sign = (raw & 0x8000) << 16, exponent = raw >> 10 & 31, fraction = raw & 1023;
+  if (exponent == 31) return float_of(sign | 0x7f800000 | fraction << 13);
+  if (exponent) return float_of(sign | (exponent + 112) << 23 | fraction << 13);
+  const float small = (float)fraction * (1.f / 16777216);
+  return sign ? -small : small;
+}
+
 inline uint32_t to_bf16(float value) { // to nearest, ties to even; NaN stays NaN
   const uint32_t raw = bits_of(value), rounded = (raw + 0x7fff + (raw >> 16 & 1)) >> 16;
   return (raw & 0x7fffffff) > 0x7f800000 ? raw >> 16 | 0x40 : rounded;
