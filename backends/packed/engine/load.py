@@ -1,8 +1,8 @@
-"""From a packed folder to a plan: linears in the kernels' memory, the embedding left in its file."""
+"""From a packed folder to a plan: linears in the kernels' memory, the embedding in its file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -10,12 +10,12 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.decoder_graph.narrow import decoder_spec
 from backends.packed.engine.choose import Chooser
+from backends.packed.engine.fits import decoder_of
 from backends.packed.kernels.decoder import ByRows, Layer, Plan
 from backends.packed.kernels.linear import CpuLinear, Precision
 from backends.packed.spec import PackedLinear, PackedModel, Parts, ValueType
-from exporter.arch.decoder import ROLES, DecoderSpec
+from exporter.arch.decoder import ROLES
 from exporter.arch.rope import half_tables
 from exporter.arch.spec import artefact_spec
 from exporter.errors import InputRefused
@@ -56,7 +56,7 @@ def load(folder: Path, settings: Settings, chooser: Chooser) -> Plan:
 class _Loader:
     def __init__(self, folder: Path, settings: Settings, chooser: Chooser) -> None:
         self._opened = Checkpoint.open(folder)
-        self._spec = decoder_spec(artefact_spec(self._opened.config))
+        self._spec = decoder_of(artefact_spec(self._opened.config))
         packed = PackedModel.parse(self._opened.config.get("quantization_config"))
         self._packed = packed.layers
         self._settings, self._chooser = settings, chooser
@@ -126,14 +126,12 @@ class _Loader:
         name = self._spec.embedding if self._spec.tied else self._spec.head
         shape = (self._spec.vocab, self._spec.hidden)
         if self._settings.head == "int8":
-            spec = PackedLinear("dense", ValueType.INT8, shape, shape[0] * shape[1])
-            made = self._build(
-                spec, _quantised(lambda r0, r1: self._opened.rows(name, r0, r1), shape)
-            )
+            kind = ValueType.INT8
+            parts = _quantised(lambda r0, r1: self._opened.rows(name, r0, r1), shape)
         else:
             kind = _FLOATS[self._opened.entries[name].dtype]
-            spec = PackedLinear("dense", kind, shape, shape[0] * shape[1])
-            made = self._build(spec, {"values": cast("NDArray[Any]", self._opened.view(name))})
+            parts = {"values": cast("NDArray[Any]", self._opened.view(name))}
+        made = self._build(PackedLinear("dense", kind, shape, shape[0] * shape[1]), parts)
         return made, made, made
 
 

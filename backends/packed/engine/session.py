@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 
@@ -21,7 +21,6 @@ from exporter.store.dtypes import F32
 
 __all__ = ["PackedSession", "open_session"]
 
-T = TypeVar("T")
 _CHUNK = 64  # rows of a step of a prompt
 
 
@@ -42,7 +41,11 @@ def open_session(
         library().threads = threads
     try:
         plan = load(folder, settings, chooser)
-        return PackedSession(plan, before, lambda: time.perf_counter() - start)
+        told = chooser.told()
+        return PackedSession(plan, before, told, lambda: time.perf_counter() - start)
+    except EngineUnfit:
+        library().threads = before
+        raise
     except (InputRefused, MemoryError) as error:
         library().threads = before
         raise EngineUnfit("engine-refused", str(error)[:2000]) from error
@@ -51,12 +54,22 @@ def open_session(
 class PackedSession:
     """A decoder of the library and the sequences it holds; also `contract.Batches`."""
 
-    def __init__(self, plan: Plan, threads: int, seconds: Callable[[], float]) -> None:
-        """`threads`: to go back to when it is closed."""
+    def __init__(
+        self, plan: Plan, threads: int, told: Mapping[str, str], seconds: Callable[[], float]
+    ) -> None:
+        """Build the plan.
+
+        Args:
+            plan: what `load` made.
+            threads: to go back to when it is closed.
+            told: what was chosen for each kind of linear.
+            seconds: since loading began.
+        """
         self._lib = library()
         self._plan: Plan | None = plan
         self._decoder = Decoder(plan, self._lib)
         self._before, self._threads = threads, self._lib.threads
+        self._told = told
         self._length = 0  # tokens in the cache of slot 0
         self._linears = plan.linears()
         self._load_seconds = seconds()
@@ -143,6 +156,7 @@ class PackedSession:
                 "isa": self._linears[0].isa.label,
                 "cache": f"float32, {self.max_batch} sequences",
                 "chunk": _CHUNK,
+                "choices": dict(self._told),
                 "activations": "int16" if self._linears[0].flags else "int8",
             },
         )

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
 
-from backends.decoder_graph.narrow import decoder_spec, no_graph
+from backends.packed.engine import fits
 from backends.packed.engine.choose import Chooser, Execute
 from backends.packed.engine.load import Head, Settings
 from backends.packed.kernels.library import library
@@ -34,7 +34,8 @@ class PackedCpuTarget(PackedTarget):
             it is, and so does the embedding, of which a step reads single rows.
         activations: width of activations where values are int8 or int4.
         context: longest sequence, where the model allows so many.
-        execute: "sparse" or "dense" for all linears; "auto": each as it is fastest.
+        execute: "sparse" or "dense" for all linears that are stored sparse; "auto": each as it is
+            fastest for steps of one row, of a few and of many, measured once a machine.
     """
 
     head: Head = "stored"
@@ -89,8 +90,7 @@ class PackedCpuTarget(PackedTarget):
 
     def inspect(self, model: FusedModel) -> Sequence[Diagnostic]:
         """Every refusal; else how the linears are stored, and what bounds sequences."""
-        refused = list(no_graph(model.spec)) + list(_branches(model))
-        return refused or self.notes(model)
+        return list(fits.refusals(model)) or self.notes(model)
 
     def refusals(self, model: FusedModel) -> Iterator[Diagnostic]:
         """None: any mask can be stored."""
@@ -102,7 +102,7 @@ class PackedCpuTarget(PackedTarget):
         chosen = self._choose(model).values()
         kinds = [f"{label(each)} {each.spec.values.value}" for each in chosen]
         found = [sizes(model, self.plan(model), kinds)]
-        spec = decoder_spec(model.spec)
+        spec = fits.decoder_of(model.spec)
         if spec.sliding_window is not None:
             text = f"sequences end at {spec.sliding_window}, the model's sliding window"
             found.append(Diagnostic("warning", text))
@@ -119,13 +119,13 @@ class PackedCpuTarget(PackedTarget):
         """
         from backends.packed.engine.session import open_session
 
-        return open_session(folder, self._settings(), Chooser(), threads)
+        return open_session(folder, self._settings(), Chooser(self.execute), threads)
 
     def probe(self, folder: Path, tokens: Sequence[int]) -> Mapping[str, F32]:
         """As `Target.probe`."""
         from backends.packed.engine.session import open_session
 
-        session = open_session(folder, self._settings(), Chooser())
+        session = open_session(folder, self._settings(), Chooser(self.execute))
         try:
             return session.hidden_states(tokens)
         finally:
@@ -133,9 +133,3 @@ class PackedCpuTarget(PackedTarget):
 
     def _settings(self) -> Settings:
         return Settings(self.head, self.activations, self.context)
-
-
-def _branches(model: FusedModel) -> Iterator[Diagnostic]:
-    if model.branches:
-        text = "--on-merge separate: a packed folder has no place for a branch; merge it"
-        yield Diagnostic("refusal", text, next(iter(model.branches)))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from backends.packed.kernels.library import Library
 from backends.packed.kernels.linear import CpuLinear
-from exporter.arch.decoder import ROLES, DecoderSpec, Role
+from exporter.arch.decoder import ROLES, DecoderSpec
 from exporter.store.dtypes import F32, DType
 
 __all__ = ["CLASSES", "ROWS", "ByRows", "Decoder", "Layer", "Plan", "Rows"]
@@ -34,8 +34,8 @@ ByRows = tuple[CpuLinear, CpuLinear, CpuLinear]
 class Layer:
     """Linears, and norms and biases in float32, of one layer."""
 
-    linears: Mapping[Role, ByRows]
-    biases: Mapping[Role, F32]
+    linears: Mapping[str, ByRows]  # by `ROLES`
+    biases: Mapping[str, F32]
     norms: Mapping[str, F32]  # input_norm, post_norm; q_norm, k_norm where the family has them
 
 
