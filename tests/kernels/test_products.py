@@ -123,7 +123,8 @@ def test_torch_bfloat16_bias_and_batch(kernels: Library) -> None:
     assert half.dtype == torch.bfloat16 and half.shape == (2, 3, 33)
     assert torch.equal(half, torch.from_numpy(first).bfloat16())
     strided = torch.from_numpy(np.concatenate([x, x], axis=-1))[0, :, :130]
-    assert np.array_equal(one(strided).numpy(), first[0])
+    # Three rows of x may go another way than six.
+    assert off(one(strided).numpy(), first[0]) < 5e-7
 
 
 def test_every_isa_here_is_tested(kernels: Library, emulated: Library) -> None:

@@ -34,7 +34,10 @@ _AVX512 = (
     + " -Wno-maybe-uninitialized"
 )
 _BF16 = f"{_AVX512} -mavx512vbmi -mavx512vbmi2 -mavx512bf16 -mavx512vnni"
-_COMMON_UNITS = ("isa", "pool", "weight", "run", "portable", "steps", "decoder", "decode")
+_COMMON_UNITS = (
+    *("isa", "pool", "weight", "rows", "run", "portable"),
+    *("steps", "decoder", "decode"),
+)
 _X86_UNITS = {"avx2": (1, _AVX2), "avx512": (2, _AVX512), "avx512_bf16": (3, _BF16)}
 _PARTS = {"avx2": ("avx2", "steps_avx2")}  # files of an instruction set that has several
 _SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -g -DSE_SANITIZE"

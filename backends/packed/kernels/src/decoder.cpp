@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 
 #include "prepare.h"
+#include "values.h"
 
 namespace se {
 namespace {
@@ -84,7 +85,7 @@ int64_t lay_out(const Decoder &d, Step &step, uint8_t *at, int64_t m) {
 bool take(Decoder &d, const se_model &model) {
   d.model = model;
   d.steps = steps_of(model.isa);
-  d.dim = up(model.head_dim, kLanes);
+  d.dim = up(model.head_dim, kPadded);
   d.qkv_width = (model.heads + 2 * model.kv_heads) * model.head_dim;
   d.scale = 1.f / sqrtf((float)model.head_dim);
   d.slots = (float **)calloc((size_t)model.slots, sizeof(float *));

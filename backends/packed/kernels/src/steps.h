@@ -9,7 +9,7 @@
 
 namespace se {
 
-constexpr int64_t kLanes = 8; // rows of the cache are padded to so many floats
+constexpr int64_t kPadded = 8; // rows of the cache are padded to so many floats
 
 struct Steps {
   // y = x / sqrt(mean(x^2) + eps) * gain
@@ -78,7 +78,7 @@ inline Floats exponential(Floats x) {
 
 float exponential(float x) { return exponential(all(x))[0]; }
 
-float dot(const float *a, const float *b, int64_t n) { // n: a multiple of kLanes
+float dot(const float *a, const float *b, int64_t n) { // n: a multiple of kPadded
   Floats found[2] = {};
   int64_t i = 0;
   for (; i + 2 * kWide <= n; i += 2 * kWide) {
