@@ -40,7 +40,14 @@ def write_prompts(prompts: Sequence[str], path: Path) -> None:
     path.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in prompts), encoding="utf-8")
 
 
-def count_foreign(prompts: Sequence[str], texts: Sequence[str], errors: Sequence[str]) -> int:
-    """Answers that do not begin with the prompt of their own request; lost ones are not counted."""
-    each = zip(prompts, texts, errors, strict=True)
+def count_foreign(
+    prompts: Sequence[str], texts: Sequence[str], errors: Sequence[str]
+) -> int | None:
+    """Answers that do not begin with the prompt of their own request; lost ones are not counted.
+
+    None where none begins with any: a server that does not know `echo`.
+    """
+    each = list(zip(prompts, texts, errors, strict=True))
+    if not any(text.startswith(prompt) for prompt in set(prompts) for text in texts):
+        return None
     return sum(not error and not text.startswith(prompt) for prompt, text, error in each)

@@ -85,7 +85,7 @@ class ServedResult(Frozen):
     lost: int = Field(description="sent and not answered, or answered with an error")
     short: int = Field(description="answered with another number of tokens than was asked for")
     foreign: int | None = Field(
-        default=None, description="answers to another request; null where prompts are no texts"
+        default=None, description="answers to another request; null without --prompts, or an echo"
     )
     figures: list[Figure]
     errors: list[str]

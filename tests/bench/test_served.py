@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.attribution import take_prompts
+from bench.attribution import count_foreign, take_prompts
 from bench.served import Load, client_options, measure_served, served_result
 from exporter.errors import EngineUnfit, InputRefused
 from tests.bench.openai_server import Manner, served
@@ -102,6 +102,7 @@ def test_answers_of_another_request_are_counted(tmp_path: Path) -> None:
     assert (found.foreign, found.lost) == (2, 1)
     sent = [json.loads(line)["prompt"] for line in (tmp_path / "sent").read_text().splitlines()]
     assert sent == ["Request 0.", "Request 1.", "Request 2.", "Request 0."]  # as many as asked for
+    assert count_foreign(["a", "b"], ["x", "y"], ["", ""]) is None  # a server without echo
     assert measure_served(load(), client=[sys.executable, str(_plain(tmp_path))]).foreign is None
 
 
