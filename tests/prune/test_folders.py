@@ -41,6 +41,13 @@ def weights(folder):
     return {li.module: checked.checkpoint.rows(li.weight) for li in checked.spec.linears()}
 
 
+def note(seen, name):
+    def hook(_, inputs):
+        seen[name] = inputs[0].flatten(0, 1).numpy()
+
+    return hook
+
+
 def sparsegpt_slowly(folder, share):
     """The whole model in float64, run from the start for every block."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
@@ -50,13 +57,7 @@ def sparsegpt_slowly(folder, share):
         inside = {n: m for n, m in model.named_modules() if f".{layer}." in n and "_proj" in n}
         seen = {}
 
-        def note(name):
-            def hook(_, inputs):
-                seen[name] = inputs[0].flatten(0, 1).numpy()
-
-            return hook
-
-        hooks = [m.register_forward_pre_hook(note(n)) for n, m in inside.items()]
+        hooks = [m.register_forward_pre_hook(note(seen, n)) for n, m in inside.items()]
         with torch.no_grad():
             model(input_ids=ids)
             for name, module in inside.items():
