@@ -9,8 +9,8 @@ from typing import Any
 
 from backends.packed.kernels.library import library
 from bench.fingerprint import fingerprint
-from bench.kernels.peer import deepsparse_worker
 from bench.kernels.page import kernels_html
+from bench.kernels.peer import deepsparse_worker
 from bench.kernels.run import block
 
 SHAPES = ((2048, 5632), (4096, 11008))

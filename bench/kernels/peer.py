@@ -74,7 +74,9 @@ class Worker:
             into.flush()
             line = out.readline()
         if not line:
-            raise EngineUnfit("engine-crashed", "DeepSparse's process of the kernel benchmark ended")
+            raise EngineUnfit(
+                "engine-crashed", "DeepSparse's process of the kernel benchmark ended"
+            )
         return json.loads(line)
 
 

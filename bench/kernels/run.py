@@ -68,7 +68,8 @@ def block(
             for p in patterns
         ]
     return {
-        "ratios": ratios + [_bandwidth(shape, m, cases, v, p, times) for v in values for p in patterns],
+        "ratios": ratios
+        + [_bandwidth(shape, m, cases, v, p, times) for v in values for p in patterns],
         "times": [
             {"m": m, "k": shape[1], "n": shape[0], "case": c.name, "ms": _ms(times[c.name])}
             | {"gb_per_second": c.bytes / float(np.median(times[c.name])) / 1e9}
