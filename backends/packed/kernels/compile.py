@@ -35,8 +35,12 @@ _AVX512 = (
     + " -Wno-maybe-uninitialized"
 )
 _BF16 = f"{_AVX512} -mavx512vbmi -mavx512vbmi2 -mavx512bf16 -mavx512vnni"
-_COMMON_UNITS = ("isa", "pool", "weight", "rows", "run", "portable")
+_COMMON_UNITS = (
+    *("isa", "pool", "weight", "rows", "run", "portable"),
+    *("steps", "decoder", "decode"),
+)
 _X86_UNITS = {"avx2": (1, _AVX2), "avx512": (2, _AVX512), "avx512_bf16": (3, _BF16)}
+_PARTS = {"avx2": ("avx2", "steps_avx2")}  # files of an instruction set that has several
 _SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -g -DSE_SANITIZE"
 
 
@@ -120,7 +124,9 @@ def _objects(found: str, folder: Path, how: Build) -> list[Path]:
     for name, (bit, flags) in x86.items():
         chosen = _AVX2 if how.emulate else flags
         try:
-            objects.append(_unit(base, name, chosen.split(), folder))
+            objects += [
+                _unit(base, each, chosen.split(), folder) for each in _PARTS.get(name, (name,))
+            ]
             units |= 1 << bit
         except CompileError as error:
             print(f"kernels: {name} is left out\n{error}", file=sys.stderr)

@@ -126,6 +126,12 @@ class Library:
         self.create, self.destroy, self.bytes = c.se_create, c.se_destroy, c.se_bytes
         self.run, self.run_one = c.se_run, c.se_run_one
         self.unpack, self.read = c.se_unpack, c.se_read
+        c.se_decoder_create.argtypes = (c_void_p, POINTER(c_void_p))
+        c.se_decoder_destroy.argtypes = (c_void_p,)
+        c.se_decoder_destroy.restype = None
+        c.se_decoder_run.argtypes = (c_void_p, c_void_p)
+        self.decoder_create, self.decoder_destroy = c.se_decoder_create, c.se_decoder_destroy
+        self.decoder_run = c.se_decoder_run
 
     def isas(self) -> list[Isa]:
         """Instruction sets that this build has and this machine runs, the best last."""

@@ -141,6 +141,11 @@ class CpuLinear:
         return out[: self.spec.shape[0] - b0 * TILE_ROWS]
 
     @property
+    def handle(self) -> int:
+        """Address of the library's own object; valid while this one lives."""
+        return self._handle
+
+    @property
     def flags(self) -> int:
         """Flags of a call of the library."""
         return self._flags
