@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["LIBRARY", "Build", "CompileError", "build", "compiler", "stale"]
+__all__ = ["LIBRARY", "Build", "CompileError", "build", "compiler", "manylinux", "stale"]
 
 SOURCES = Path(__file__).with_name("src")
 LIBRARY = Path(__file__).with_name("lib") / "libsparse_export_kernels.so"
@@ -91,6 +92,23 @@ def build(target: Path = LIBRARY, how: Build | None = None) -> Path:
         _run(_link(found, objects, linked, how))
         os.replace(linked, target)
     return target
+
+
+def manylinux(wanted: str, library: Path = LIBRARY) -> str:
+    """`linux_ARCH` as the manylinux tag of PEP 600 that the built library meets.
+
+    That is a library that needs no other one but glibc's, and no symbol of a later glibc than the
+    tag names; both are read from the file, so an older build machine gives a tag for older ones.
+    """
+    if not wanted.startswith("linux_") or not library.exists():
+        return wanted
+    text = library.read_bytes()
+    needed = {name.split(b".")[0] for name in re.findall(rb"\0(lib[\w+-]+\.so[.\d]*)(?=\0)", text)}
+    versions = re.findall(rb"\0GLIBC_(\d+)\.(\d+)", text)
+    if needed - {b"libc", b"libm", b"libpthread", b"libdl", b"librt"} or not versions:
+        return wanted
+    major, minor = max((int(a), int(b)) for a, b in versions)
+    return f"manylinux_{major}_{minor}_{wanted.removeprefix('linux_')}"
 
 
 def _objects(found: str, folder: Path, how: Build) -> list[Path]:
