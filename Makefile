@@ -9,7 +9,7 @@ WORKERS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup runtime demo demo-vllm test test-fast check bench bench-kernels bench-memory bench-optimum bench-merge policies quantised clean
+.PHONY: help setup runtime demo demo-vllm test test-fast check bench bench-kernels bench-engine bench-memory bench-optimum bench-merge policies quantised clean
 
 help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ bench: $(STAMP) runtime ## Time sparse against dense (SmolLM2 and 1.1 B) on Deep
 
 bench-kernels: $(STAMP) ## Time the CPU kernels against dense twins, torch and DeepSparse; build/bench/kernels.*
 	$(BIN)/python -m scripts.bench_kernels $(ARGS)
+
+bench-engine: $(STAMP) ## Time whole decoders, sparse, dense and llama.cpp; build/bench/engine.json
+	$(BIN)/python -m scripts.bench_engine $(ARGS)
 
 bench-memory: $(STAMP) ## Peak memory of lowering on models of 1, 2, 4 and 8 GB; needs 30 GB of disk
 	$(BIN)/python -m scripts.bench_memory

@@ -64,8 +64,8 @@ def main() -> None:
             if against in times:
                 found["ratios"].append(line(group, ours, against, ratio(times, ours, against)))
         show(found, group)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(found, indent=1) + "\n")
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def engine(name: str, given: argparse.Namespace) -> Engine | None:

@@ -90,8 +90,8 @@ def _answer(name: str, process: subprocess.Popen[str]) -> dict[str, Any]:
 
 def ratio(times: Mapping[str, Times], ours: str, against: str) -> dict[str, Any]:
     """How many times as many tokens a second as `against`, over the pairs of rounds."""
-    pair = [[[t] for t in times[name].decode] for name in (against, ours)]
-    found = speedup_interval(*pair, 0)
+    theirs, mine = ([[t] for t in times[name].decode] for name in (against, ours))
+    found = speedup_interval(theirs, mine, 0)
     return {"ratio": found.median, "low": found.low, "high": found.high}
 
 

@@ -125,7 +125,7 @@ def test_instruction_sets_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv(ISA_VARIABLE, isa.label)
         session = target.open(out)
         assert session.facts().extra["isa"] == isa.label
-        found.append(fed(session, PROMPT[:40], 30))
+        found.append(fed(session, PROMPT[:20], 17))
         session.close()
     assert len(found) == len(library().isas()) >= 1
     for each in found:
