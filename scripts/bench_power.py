@@ -102,8 +102,8 @@ class Case:
 # A round of the recorded engine takes 0.12 s, waiting included: 4 s hold 32 of them.
 CASES = {
     "default": Case("4 s of 8 to 48 pairs (default)", 32, Design(8, 48, 8)),
-    "suite": Case("the same, 7 workloads", 32, Design(8, 48, 8), 7, (1.0,)),
     "short": Case("2 rounds of 8 to 24 pairs", 2, Design(8, 24, 4)),
+    "suite": Case("the default, 7 workloads", 32, Design(8, 48, 8), 7, (1.0,)),
 }
 
 
@@ -141,8 +141,9 @@ def plot(found: dict[str, Any], path: Path) -> None:
     rc_context: Any = need("matplotlib").rc_context
     cases = [case for case in found["cases"].values() if len(case["rates"]) > 1]
     with rc_context({"svg.hashsalt": "sparse-bench"}):
-        figure = figure_class(figsize=(8.0, 3.4), layout="constrained")
-        for axes, case in zip(figure.subplots(1, len(cases), sharey=True), cases, strict=True):
+        figure = figure_class(figsize=(4.5 * len(cases), 3.4), layout="constrained")
+        panels = figure.subplots(1, len(cases), sharey=True, squeeze=False)[0]
+        for axes, case in zip(panels, cases, strict=True):
             rates = case["rates"]
             x = [100 * (float(s) - 1) for s in rates]
             lines = (("slower", "confirmed"), ("once", "suspected"), ("noisy", "undecided"))
