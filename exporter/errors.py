@@ -227,6 +227,22 @@ CATALOGUE: dict[str, ErrorKind] = {
         "The training or calibration data cannot be used.", "Check the data."
     ),
     "training-failed": ErrorKind("Training left the finite numbers.", "Lower the learning rate."),
+    "values-not-finite": ErrorKind(
+        "An activation or a result left the finite numbers.",
+        "See which tensor is named: its weights, or those before it, are broken.",
+    ),
+    "hessian-singular": ErrorKind(
+        "The second moments of a linear's inputs cannot be inverted, however damped.",
+        "Give more calibration text.",
+    ),
+    "rates-invalid": ErrorKind(
+        "A file of layer rates breaks its format.",
+        "Give a JSON list with one share of zeros for each decoder block.",
+    ),
+    "rates-unsolved": ErrorKind(
+        "The linear program of the layer rates has no solution.",
+        "Give a deviation that leaves room around the target.",
+    ),
     "suite-invalid": ErrorKind(
         "A suite file of sparse-bench breaks its format.",
         "`sparse-bench schema suite` prints it; see docs/reference/bench.md.",

@@ -35,6 +35,12 @@ def load_text(source: str) -> str:
     return read_text(Path(source), MAX_BYTES)
 
 
+def token_ids(tokenizer: Any, text: str) -> Tokens:
+    """Token ids `[n]` int64 of `text`, tokenised in one piece, without special tokens."""
+    encoded = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return np.asarray(encoded, dtype=np.int64)
+
+
 def windows(tokenizer: Any, source: str, length: int) -> Tokens:
     """Token ids `[n, length]` int64: the text of `source` cut into windows one after the other.
 
@@ -48,9 +54,15 @@ def windows(tokenizer: Any, source: str, length: int) -> Tokens:
     Raises:
         InputRefused: those of `load_text`; `data-invalid` where not one window fits.
     """
-    text = load_text(source)
-    encoded = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    ids = np.asarray(encoded, dtype=np.int64)
+    return cut(token_ids(tokenizer, load_text(source)), length, source)
+
+
+def cut(ids: Tokens, length: int, source: str) -> Tokens:
+    """Token ids `[n]` as windows `[n // length, length]` one after the other; the rest goes.
+
+    Raises:
+        InputRefused: `data-invalid` where not one window fits; `source` names the text.
+    """
     count = ids.size // length
     if count == 0:
         raise InputRefused(

@@ -13,6 +13,7 @@ from rich.table import Table
 from exporter.calibration.request import CalibrationRequest
 from exporter.check.claims import EXPECT_HELP, parse_expected
 from exporter.commands.terminal import TerminalListener, interruptible, print_json
+from exporter.commands.trained import expand_trained
 from exporter.errors import UsageError
 from exporter.pipeline import Outcome, export
 from exporter.provenance import target_options
@@ -92,6 +93,7 @@ def export_command(
         bisect=bisect,
         lower_only=lower_only,
     )
+    request = expand_trained(request)
     if plan and expect is not None:
         raise UsageError("usage", "--plan with --expect", expected="--expect reads the weights")
     if plan:

@@ -12,7 +12,13 @@ from exporter.store.plainfile import real_path
 
 # What a folder that this package or a model's trainer published has at its top level. --force on
 # any other folder is more likely a slip ("-o ~/models") than a wish to delete it.
-_REPLACEABLE = (".sparse-export", "config.json", "adapter_config.json", "pool_config.json")
+_REPLACEABLE = (
+    ".sparse-export",
+    "config.json",
+    "adapter_config.json",
+    "pool_config.json",
+    "train.json",
+)
 
 
 def resolve_output(out: Path) -> Path:

@@ -1,18 +1,25 @@
-"""The training loop that the methods share: next-token loss, AdamW, linear warm-up and decay."""
+"""The training loop that the methods share: next-token loss, AdamW, linear warm-up and decay.
+
+accelerate places the model, wraps it for several processes, and casts for mixed precision.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 
-from exporter.errors import VerificationFailed
+from exporter.errors import UsageError, VerificationFailed
+from harness.methods.base import Adaptation
+from harness.methods.checkpoint import StepStore
 from harness.methods.options import Report, Training
 from harness.text import Tokens
+
+_NO_MEMORY = ("out of memory", "allocate memory", "not enough memory")
 
 
 @contextmanager
@@ -29,29 +36,170 @@ def reproducible(seed: int) -> Generator[None]:
         torch.set_rng_state(state)
 
 
-def train(model: Any, rows: Tokens, options: Training, report: Report) -> list[float]:
-    """Train what requires a gradient in `model` on windows `rows [n, length]`; loss per step.
+class Loop:
+    """One stretch of training; `run` may start from a checkpoint.
+
+    Args:
+        adaptation: the method on its model; what it trains is what requires a gradient.
+        rows: windows of token ids `[n, length]`.
+        options: of the run.
+        store: where checkpoints go; None for none.
 
     Raises:
-        VerificationFailed: `training-failed` where loss or gradient is NaN or infinite.
+        UsageError: `usage` where a batch cannot be shared among processes and parts.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=options.lr, weight_decay=options.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda t: _rate(t, options))
-    model.train()
-    losses: list[float] = []
-    for step, batch in enumerate(_batches(rows, options), start=1):
-        ids = torch.from_numpy(batch)
-        loss = model(input_ids=ids, labels=ids).loss
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(trained, options.max_norm)
-        losses.append(_finite(loss, norm, step))
-        optimiser.step()
-        schedule.step()
-        report(step, losses[-1])
-    model.eval()
-    return losses
+
+    def __init__(
+        self,
+        adaptation: Adaptation,
+        rows: Tokens,
+        options: Training,
+        store: StepStore | None = None,
+    ) -> None:
+        self.adaptation, self.rows, self.options, self.store = adaptation, rows, options, store
+        self._accelerator: Any = _accelerator(options)
+        self._model: Any = self._accelerator.prepare_model(adaptation.model)
+        self._params = list(adaptation.trained.values())
+        self.optimiser = torch.optim.AdamW(
+            adaptation.groups(options), lr=options.lr, weight_decay=options.weight_decay
+        )
+        self._peaks = [float(group["lr"]) for group in self.optimiser.param_groups]
+        parts = options.accumulate * self._accelerator.num_processes
+        if options.batch % parts:
+            raise UsageError(
+                "usage",
+                f"a batch of {options.batch} in {options.accumulate} parts on "
+                f"{self._accelerator.num_processes} processes",
+                expected="a batch that they divide",
+            )
+        self._micro = options.batch // parts
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return bool(self._accelerator.is_main_process)
+
+    def run(self, report: Report, *, resume: bool = False) -> list[float]:
+        """Train; the loss of each step, those before a checkpoint included.
+
+        Raises:
+            VerificationFailed: `training-failed` where loss or gradient is no finite number, the
+                memory is at its end, or a step broke the mask. The last checkpoint stays.
+        """
+        losses: list[float] = []
+        if resume and self.store is not None and self.store.exists():
+            losses = self.store.load(self.adaptation, self.optimiser)
+        self._model.train()
+        start = len(losses)
+        for step, batch in enumerate(_batches(self.rows, self.options)):
+            if step < start:
+                continue
+            with _phases(step + 1):
+                losses.append(self._step(step, batch))
+            report(step + 1, losses[-1])
+            every = self.options.save_every
+            if every and (step + 1) % every == 0 and step + 1 < self.options.steps:
+                self._save(step + 1, losses)
+        self.adaptation.verify()
+        self._model.eval()
+        return losses
+
+    def _save(self, done: int, losses: list[float]) -> None:
+        self.adaptation.verify()  # a checkpoint is a good one
+        if self.store is not None and self.main:
+            self.store.save(done, self.adaptation, self.optimiser, losses)
+        self._accelerator.wait_for_everyone()
+
+    def _step(self, step: int, batch: Tokens) -> float:
+        rate = _rate(step, self.options)
+        for group, peak in zip(self.optimiser.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * rate
+        self.adaptation.begin_step(step)
+        for parameter in self.adaptation.dropped():
+            self.optimiser.state.pop(parameter, None)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = self._gradients(batch)
+        self.adaptation.after_backward()
+        norm = torch.nn.utils.clip_grad_norm_(self._params, self.options.max_norm)
+        value = self._finite(loss, norm, step + 1)
+        self.optimiser.step()
+        self.adaptation.after_step(step)
+        return value
+
+    def _gradients(self, batch: Tokens) -> torch.Tensor:
+        """Backward of the mean loss of the batch; gives that mean over all processes."""
+        first = self._accelerator.process_index * self.options.accumulate * self._micro
+        parts = range(first, first + self.options.accumulate * self._micro, self._micro)
+        total = torch.zeros((), device=self._accelerator.device)
+        for i in parts:
+            last = i == parts[-1]
+            ids = torch.from_numpy(batch[i : i + self._micro]).to(self._accelerator.device)
+            apart = nullcontext() if last else self._accelerator.no_sync(self._model)
+            with apart:
+                loss = self._model(input_ids=ids, labels=ids).loss / self.options.accumulate
+                total += loss.detach()
+                extra = self.adaptation.penalty() if last else None
+                self._accelerator.backward(loss if extra is None else loss + extra)
+        return self._accelerator.reduce(total, reduction="mean")
+
+    def _finite(self, loss: torch.Tensor, norm: torch.Tensor, step: int) -> float:
+        value = float(loss)
+        if math.isfinite(value) and math.isfinite(float(norm)):
+            return value
+        bad = next(
+            (n for n, p in self.adaptation.trained.items() if not _is_finite(p.grad)), None
+        ) or next((n for n, p in self.adaptation.trained.items() if not _is_finite(p)), None)
+        raise VerificationFailed(
+            "training-failed",
+            f"step {step}: loss {value}, gradient norm {float(norm)}",
+            expected="finite numbers",
+            tensor=bad,
+            hint="Lower --lr, or look for NaN in the model; nothing was written, and the last "
+            "checkpoint, if one was taken, is whole.",
+        )
+
+
+def train(
+    adaptation: Adaptation,
+    rows: Tokens,
+    options: Training,
+    report: Report,
+    store: StepStore | None = None,
+    *,
+    resume: bool = False,
+) -> list[float]:
+    """Train `adaptation` on windows `rows [n, length]`; see `Loop`."""
+    return Loop(adaptation, rows, options, store).run(report, resume=resume)
+
+
+def _accelerator(options: Training) -> Any:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    # One process may train with different precisions in turn, as `compare` does.
+    AcceleratorState._reset_state(reset_partial_state=False)  # pyright: ignore[reportPrivateUsage]
+    return Accelerator(mixed_precision=options.precision, cpu=not torch.cuda.is_available())
+
+
+def _is_finite(values: torch.Tensor | None) -> bool:
+    return values is None or bool(torch.isfinite(values).all())
+
+
+@contextmanager
+def _phases(step: int) -> Generator[None]:
+    """Running out of memory becomes a typed error."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error).lower()
+        if not isinstance(error, MemoryError) and not any(t in text for t in _NO_MEMORY):
+            raise
+        raise VerificationFailed(
+            "training-failed",
+            f"step {step}: out of memory ({str(error).splitlines()[0] if text else 'none left'})",
+            expected="room for weights, activations and the optimiser",
+            hint="Lower --batch or --length, or raise --accumulate; the last checkpoint is whole.",
+        ) from error
 
 
 def _rate(done: int, options: Training) -> float:
@@ -69,15 +217,3 @@ def _batches(rows: Tokens, options: Training) -> Iterator[Tokens]:
     order = np.concatenate([rng.permutation(len(rows)) for _ in range(passes)])
     for i in range(0, need, options.batch):
         yield rows[order[i : i + options.batch]]
-
-
-def _finite(loss: torch.Tensor, norm: torch.Tensor, step: int) -> float:
-    value = float(loss.detach())
-    if math.isfinite(value) and math.isfinite(float(norm)):
-        return value
-    raise VerificationFailed(
-        "training-failed",
-        f"step {step}: loss {value}, gradient norm {float(norm)}",
-        expected="finite numbers",
-        hint="Lower --lr, or look for NaN in the model; nothing was written.",
-    )

@@ -1,116 +1,148 @@
-"""LoSA's inner step: low-rank factors trained under a fixed mask, saved as a LoSA bundle.
+"""LoSA: masks, rates and ranks anew in every iteration, low-rank factors that live under the mask.
 
-Huang et al. 2025 (ICLR), equation 1, with the mask and the ranks given: the outer loop (rates,
-masks and ranks that change) calls this between its steps.
+Huang et al. 2025 (ICLR, arXiv 2502.14816); equations 1, 4-9 and the public code
+(`main.py`, `lib/prune.py`). Defects of that code are not carried over: factors hold the ranks
+that were allocated (there 8 at most), the rank budget is met, and the mask is kept as bits, not
+read from zeros. `literal_ranks` brings back the first two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from exporter.adapters.losa import write_losa
-from exporter.arch.spec import Linear
-from exporter.model import CheckedModel, MaskSource
+from exporter.model import CheckedModel
 from exporter.sparsity.mask import Mask
 from exporter.store.dtypes import F32
-from harness.hf import load_float32
-from harness.methods.loop import reproducible, train
-from harness.methods.masked import MaskedLoraLinear
-from harness.methods.options import Report, Training
-from harness.text import Tokens
+from harness.methods.base import Adaptation, Base, as_numpy
+from harness.methods.iterative import Start
+from harness.methods.iterative_settings import IterativeSettings
+from harness.methods.losa_layer import Shrink, grow, shrink
+from harness.methods.ranks import allocate, allocate_literal
+from harness.methods.sparse_lora import MaskedLowRank
 
-Ranks = int | Mapping[str, int]
 
+@dataclass(frozen=True)
+class LosaSettings(IterativeSettings):
+    """The mean rank of iteration t of T is `rank + growth * (t - (T + 1) / 2)`: 6 to 10 for 5.
 
-def train_losa(
-    checked: CheckedModel,
-    rows: Tokens,
-    out: Path,
-    options: Training,
-    *,
-    ranks: Ranks = 8,
-    alpha: float = 16.0,
-    r_ref: int = 8,
-    report: Report,
-) -> list[float]:
-    """Train on the mask of `checked` and write the bundle into `out` (empty or absent).
-
-    Args:
-        checked: the sparse base with its masks.
-        rows: windows of token ids `[n, length]`.
-        out: the bundle.
-        options: steps, batch, learning rate, seed.
-        ranks: one rank for all linears, or a rank for each module that gets factors.
-        alpha: numerator of the scale.
-        r_ref: its denominator, for every module whatever its rank.
-        report: told of each step's loss.
-
-    Raises:
-        VerificationFailed: `training-failed`; nothing is written.
+    The scale is `alpha / rank` whatever the rank of a module, so growing changes no output.
+    `shrink`: what becomes of ranks that a block loses. `literal_ranks`: the public code's
+    allocation, cut at `rank`, as there.
     """
-    table = _table(checked, ranks)
-    with reproducible(options.seed):
-        model = load_float32(checked.checkpoint.root)
-        layers = attach(model, checked, table, alpha / r_ref, options.seed)
-        losses = train(model, rows, options, report)
-    linears = {linear.module: linear for linear in checked.spec.linears()}
-    write_losa(
-        out,
-        base_name=checked.checkpoint.root.resolve().name,
-        base_sha256=checked.checkpoint.identity(),
-        factors={name: (_numpy(la.lora_a), _numpy(la.lora_b)) for name, la in layers.items()},
-        masks=_Masks(checked.masks, {name: linears[name] for name in layers}),
-        alpha=alpha,
-        r_ref=r_ref,
-        facts={"seed": options.seed},
-    )
-    return losses
+
+    rank: int = 8
+    alpha: float = 16.0
+    growth: float = 1.0
+    least: int = 1
+    most: int = 16
+    shrink: Shrink = "truncate"
+    literal_ranks: bool = False
 
 
-def attach(
-    model: Any, checked: CheckedModel, ranks: Mapping[str, int], scale: float, seed: int
-) -> dict[str, MaskedLoraLinear]:
-    """Put a masked linear in place of each module of `ranks`; gives them by module."""
-    generator = torch.Generator().manual_seed(seed)
-    layers: dict[str, MaskedLoraLinear] = {}
-    for linear in checked.spec.linears():
-        if linear.module not in ranks:
-            continue
-        kept = torch.from_numpy(checked.masks.mask(linear).rows())
-        old = model.get_submodule(linear.module)
-        new = MaskedLoraLinear(old, kept, ranks[linear.module], scale, generator)
-        owner, _, leaf = linear.module.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, new)
-        layers[linear.module] = new
-    return layers
+class Losa(MaskedLowRank):
+    """LoSA's factors in one iteration; written as a LoSA bundle."""
+
+    def __init__(
+        self, base: Base, settings: LosaSettings, ranks: Mapping[str, int],
+        start: Mapping[str, F32] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(base, ranks, settings.alpha / settings.rank)
+        self._base, self._settings = base, settings
+        with torch.no_grad():
+            for name, layer in self.layers.items():
+                if start and f"{name}.a" in start:
+                    layer.lora_a.copy_(torch.from_numpy(start[f"{name}.a"]))
+                    layer.lora_b.copy_(torch.from_numpy(start[f"{name}.b"]))
+
+    def write(self, out: Path) -> None:
+        """A LoSA bundle (docs/formats/losa.md)."""
+        history = self._base.facts.get("history") or []
+        facts: dict[str, object] = {"seed": self._base.training.seed}
+        if history:
+            facts |= {
+                "T": self._settings.iterations,
+                "schedule": self._settings.schedule,
+                "s_final": float(history[-1]["sparsity"]),
+                "beta": self._settings.beta,
+            }
+            if self._settings.delta is not None:
+                facts["delta"] = self._settings.delta
+        write_losa(
+            out,
+            base_name=self._base.name,
+            base_sha256=self._base.checked.checkpoint.identity(),
+            factors={n: (as_numpy(a), as_numpy(b)) for n, (a, b) in self.factors().items()},
+            masks={n: Mask.from_bool(la.kept.cpu().numpy()) for n, la in self.layers.items()},
+            alpha=self._settings.alpha,
+            r_ref=self._settings.rank,
+            facts=facts,
+        )
 
 
-class _Masks(Mapping[str, Mask]):
-    """Masks by module, each read when asked for."""
+class LosaRounds:
+    """LoSA as the iterative loop sees it."""
 
-    def __init__(self, source: MaskSource, linears: Mapping[str, Linear]) -> None:
-        self._source, self._linears = source, linears
+    def __init__(self, settings: LosaSettings, sparsity_given: bool) -> None:
+        # On a mask that is given there is nothing to prune again: one iteration.
+        self.settings = settings if sparsity_given else replace(settings, iterations=1)
+        self._losa = settings
 
-    def __getitem__(self, module: str) -> Mask:
-        return self._source.mask(self._linears[module])
+    def sizes(self, checked: CheckedModel, errors: list[float], t: int) -> dict[str, int]:
+        """Ranks by module: each block's seven linears share one (eq. 7 and 9)."""
+        s, layers = self._losa, checked.spec.layers
+        mean = s.rank + s.growth * (t - (self.settings.iterations + 1) / 2)
+        if not errors:
+            ranks = [min(s.most, max(s.least, round(mean)))] * layers
+        elif s.literal_ranks:
+            ranks = [min(s.rank, r) for r in allocate_literal(errors, mean, s.least, s.most)]
+        else:
+            ranks = allocate(errors, round(mean * layers), s.least, s.most)
+        return {li.module: ranks[li.layer] for li in checked.spec.linears()}
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._linears)
+    def merged(self, adaptation: Adaptation) -> dict[str, F32]:
+        """`M . (W + s B A)`."""
+        if not isinstance(adaptation, Losa):
+            raise TypeError("not LoSA")
+        found: dict[str, F32] = {}
+        with torch.no_grad():
+            for name, layer in adaptation.layers.items():
+                whole = torch.addmm(layer.weight, layer.lora_b, layer.lora_a, alpha=layer.scale)
+                found[f"{name}.weight"] = as_numpy(whole.masked_fill(~layer.kept, 0.0))
+        return found
 
-    def __len__(self) -> int:
-        return len(self._linears)
+    def start(
+        self, before: Adaptation | None, merged: Mapping[str, F32], masks: Mapping[str, Mask],
+        sizes: Mapping[str, int], t: int, seed: int,
+    ) -> Start:  # fmt: skip
+        """W as it was, under the new mask; factors of the new ranks."""
+        if before is None:
+            return Start(merged, {}, exact=False)
+        if not isinstance(before, Losa):
+            raise TypeError("not LoSA")
+        generator = torch.Generator().manual_seed(seed + 1000 * t)
+        weights: dict[str, F32] = {}
+        tensors: dict[str, F32] = {}
+        for name, layer in before.layers.items():
+            kept = masks[name].rows()
+            # The pre-merge tensor, never the merged one less the branch: that erodes the mask.
+            weight = as_numpy(layer.weight)
+            a, b = layer.lora_a.detach(), layer.lora_b.detach()
+            a, b, rest = shrink(a, b, sizes[name], self._losa.shrink)
+            a, b = grow(a, b, sizes[name], generator)
+            if rest is not None:
+                weight = weight + np.float32(layer.scale) * as_numpy(rest)
+            weights[f"{name}.weight"] = weight * kept
+            tensors |= {f"{name}.a": as_numpy(a), f"{name}.b": as_numpy(b)}
+        return Start(weights, tensors, exact=self._losa.shrink == "fold")
 
-
-def _table(checked: CheckedModel, ranks: Ranks) -> Mapping[str, int]:
-    if isinstance(ranks, int):
-        return {linear.module: ranks for linear in checked.spec.linears()}
-    return ranks
-
-
-def _numpy(values: torch.Tensor) -> F32:
-    return values.detach().numpy().astype(np.float32)
+    def attach(
+        self, base: Base, sizes: Mapping[str, int], tensors: Mapping[str, F32]
+    ) -> Adaptation:
+        """Factors under the iteration's mask."""
+        return Losa(base, self._losa, sizes, tensors)

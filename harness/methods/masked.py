@@ -4,6 +4,9 @@ LoSA equation 1 in its merged form (Huang et al. 2025): `y = x (M . (W + s B A))
 the mask `[out, in]`, A `[r, in]`, B `[out, r]` and s a fixed scale. With `G = (dy^T x) . M`:
 `dB = s G A^T`, `dA = s B^T G`, `dx = dy (M . (W + s B A))`. G and the merged weight are formed
 for one block of rows at a time and never kept: memory of a plain linear plus one block.
+
+Under mixed precision the products run in x's type; the merged block is formed in the weight's
+and cast, so the mask holds exactly.
 """
 
 from __future__ import annotations
@@ -16,13 +19,27 @@ from torch import Tensor, nn
 BLOCK_ELEMENTS = 1 << 20  # of the merged weight in flight
 
 
-def _blocks(weight: Tensor) -> range:
-    return range(0, weight.shape[0], max(1, BLOCK_ELEMENTS // weight.shape[1]))
+def row_blocks(weight: Tensor) -> list[slice]:
+    """Slices of rows of at most `BLOCK_ELEMENTS` values."""
+    step = max(1, BLOCK_ELEMENTS // weight.shape[1])
+    return [slice(i, min(i + step, len(weight))) for i in range(0, len(weight), step)]
 
 
-def _merged(weight: Tensor, kept: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+def merged(weight: Tensor, kept: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """`M . (W + s B A)` of a block of rows."""
     # torch multiplies by uint8 three times as fast as by bool; the bytes are the same.
     return torch.addmm(weight, b, a, alpha=scale).mul_(kept.view(torch.uint8))
+
+
+def forward_masked(
+    x: Tensor, weight: Tensor, kept: Tensor, a: Tensor, b: Tensor, scale: float
+) -> Tensor:
+    """`x [..., in]` -> `[..., out]` through the merged weight, block by block."""
+    flat = x.reshape(-1, x.shape[-1])
+    y = x.new_empty(flat.shape[0], weight.shape[0])
+    for r in row_blocks(weight):
+        torch.mm(flat, merged(weight[r], kept[r], a, b[r], scale).to(x.dtype).t(), out=y[:, r])
+    return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
 class MaskedLora(torch.autograd.Function):
@@ -35,13 +52,7 @@ class MaskedLora(torch.autograd.Function):
         """`x [..., in]` -> `[..., out]`; `kept` is bool `[out, in]`."""
         ctx.save_for_backward(x, weight, kept, a, b)
         ctx.scale = scale
-        flat = x.reshape(-1, x.shape[-1])
-        y = x.new_empty(flat.shape[0], weight.shape[0])
-        blocks = _blocks(weight)
-        for r0 in blocks:
-            r = slice(r0, r0 + blocks.step)
-            torch.mm(flat, _merged(weight[r], kept[r], a, b[r], scale).t(), out=y[:, r])
-        return y.reshape(*x.shape[:-1], weight.shape[0])
+        return forward_masked(x, weight, kept, a, b, scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
@@ -52,17 +63,21 @@ class MaskedLora(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])
         dx = torch.zeros_like(flat) if ctx.needs_input_grad[0] else None
         da, db = torch.zeros_like(a), torch.empty_like(b)
-        blocks = _blocks(weight)
-        for r0 in blocks:
-            r = slice(r0, r0 + blocks.step)
+        for r in row_blocks(weight):
             dyr = dy[:, r]
-            g = torch.mm(dyr.t(), flat).mul_(kept[r].view(torch.uint8))
+            g = torch.mm(dyr.t(), flat).to(a.dtype).mul_(kept[r].view(torch.uint8))
             torch.mm(g, a.t(), out=db[r])
             da.addmm_(b[r].t(), g)
             if dx is not None:
-                dx.addmm_(dyr, _merged(weight[r], kept[r], a, b[r], scale))
+                dx.addmm_(dyr, merged(weight[r], kept[r], a, b[r], scale).to(dy.dtype))
         out = None if dx is None else dx.reshape(x.shape)
         return out, None, None, da.mul_(scale), db.mul_(scale), None
+
+
+def autocast_input(x: Tensor) -> Tensor:
+    """x in the type of mixed precision, where that is on: custom functions cast by hand."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 class MaskedLoraLinear(nn.Module):
@@ -74,6 +89,7 @@ class MaskedLoraLinear(nn.Module):
     """
 
     kept: Tensor
+    function: Any = MaskedLora
 
     def __init__(
         self, linear: nn.Linear, kept: Tensor, rank: int, scale: float, generator: torch.Generator
@@ -90,10 +106,12 @@ class MaskedLoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x [..., in]` -> `[..., out]`."""
-        y = cast(
-            Tensor,
-            cast(Any, MaskedLora).apply(
-                x, self.weight, self.kept, self.lora_a, self.lora_b, self.scale
-            ),
-        )
+        x = autocast_input(x)
+        with torch.autocast(x.device.type, enabled=False):
+            y = cast(
+                Tensor,
+                self.function.apply(
+                    x, self.weight, self.kept, self.lora_a, self.lora_b, self.scale
+                ),
+            )
         return y if self.bias is None else y + self.bias

@@ -39,7 +39,7 @@ def test_prune_then_train_on_its_masks(tmp_path, base, capsys):
         (["prune", "{base}", "--sparsity", "0.5"], 2, "--output"),
         (["prune", "{base}/none", "--sparsity", "0.5", "-o", "{out}"], 3, "input-missing"),
         (["prune", "{base}", "--sparsity", "0.5", "-o", "{base}/in"], 2, "output-inside-input"),
-        (["train", "{base}", "--method", "dora", "-o", "{out}"], 2, "dora"),
+        (["train", "{base}", "--method", "qlora", "-o", "{out}"], 2, "qlora"),
         (["train", "{base}", "--method", "lora", "--data", "no.txt", "-o", "{out}"], 3, "no.txt"),
         (
             ["train", "{base}", "--method", "losa", *FAST, "--lr", "1e30", "-o", "{out}"],

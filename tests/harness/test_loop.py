@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from exporter.errors import VerificationFailed
+from harness.methods.base import Adaptation
 from harness.methods.loop import _batches, _rate, reproducible, train
 from harness.methods.options import Training
 
@@ -32,7 +33,8 @@ def losses(seed=0, **options):
     seen = []
     with reproducible(seed):
         model = Bigram(options.pop("scale", 1.0))
-        got = train(model, ROWS, Training(seed=seed, **options), lambda *step: seen.append(step))
+        method = Adaptation(model, dict(model.named_parameters()))
+        got = train(method, ROWS, Training(seed=seed, **options), lambda *step: seen.append(step))
     assert seen == list(enumerate(got, start=1))
     return got
 

@@ -16,8 +16,11 @@ from exporter.errors import InputRefused, VerificationFailed
 from exporter.merge.fuse import fuse
 from exporter.store.checkpoint import Checkpoint
 from harness.hf import load_float32, load_tokenizer
-from harness.methods.losa import attach, train_losa
-from harness.methods.options import Factors, Training
+from harness.methods.base import Base
+from harness.methods.losa import Losa, LosaSettings
+from harness.methods.options import Training
+from harness.methods.recipe import Recipe
+from harness.methods.registry import TrainMethod
 from harness.methods.run import train_folder
 from harness.text import windows
 from tests.tiny import save_tiny
@@ -35,7 +38,10 @@ def quiet(step, loss):
 
 
 def run(base, out, method, options=SHORT, **more):
-    return train_folder(base, out, method, options, Factors(4, 8.0), report=quiet, **more)
+    resume, force = more.pop("resume", False), more.pop("force", False)
+    more.setdefault("settings", ("rank=4", "alpha=8"))
+    recipe = Recipe(TrainMethod(method), options, **more)
+    return train_folder(base, out, recipe, report=quiet, resume=resume, force=force)
 
 
 def opened(base, adapter):
@@ -46,7 +52,8 @@ def opened(base, adapter):
 
 
 def test_losa_lowers_the_loss_and_fuses_without_losing_a_zero(tmp_path, base):
-    losses = run(base, tmp_path / "losa", "losa", Training(steps=30, batch=2, length=24, lr=1e-2))
+    slow = Training(steps=30, batch=2, length=24, lr=1e-2)
+    losses = run(base, tmp_path / "losa", "losa", slow)["losses"]
     assert np.mean(losses[-5:]) < np.mean(losses[:3]) - 0.1
     checked, adapter = opened(base, tmp_path / "losa")
     assert adapter.masked
@@ -75,17 +82,19 @@ def test_equal_seeds_give_equal_bundles(tmp_path, base):
     for out in ("a", "b"):
         run(base, tmp_path / out, "losa")
     for file in (tmp_path / "a").iterdir():
+        if file.name == "cost.json":  # holds times
+            continue
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
 def test_ranks_may_differ_and_leave_modules_out(tmp_path, base):
     checked = check_model(Checkpoint.open(base))
     one, two = (checked.spec.linears()[i].module for i in (0, 5))
-    rows = windows(load_tokenizer(base), "builtin", 24)
-    train_losa(
-        checked, rows, tmp_path / "losa", SHORT,
-        ranks={one: 2, two: 5}, alpha=16.0, r_ref=8, report=quiet,
-    )  # fmt: skip
+    method = Losa(Base(load_float32(base), checked, SHORT), LosaSettings(), {one: 2, two: 5})
+    with torch.no_grad():
+        for layer in method.layers.values():
+            layer.lora_b.fill_(0.1)
+    method.write(tmp_path / "losa")
     _, adapter = opened(base, tmp_path / "losa")
     assert set(adapter.deltas) == {one, two}
     tensors = load_file(tmp_path / "losa" / "adapter_model.safetensors")
@@ -102,7 +111,8 @@ def test_the_trained_function_is_the_fused_one(tmp_path, base):
     model, plain = load_float32(base), load_float32(base)
     tensors = load_file(tmp_path / "losa" / "adapter_model.safetensors")
     ranks = {linear.module: 4 for linear in checked.spec.linears()}
-    for name, layer in attach(model, checked, ranks, 2.0, seed=0).items():
+    settings = LosaSettings(rank=4, alpha=8.0)
+    for name, layer in Losa(Base(model, checked, SHORT), settings, ranks).layers.items():
         layer.lora_a.data = torch.from_numpy(tensors[f"base_model.model.{name}.lora_A.weight"])
         layer.lora_b.data = torch.from_numpy(tensors[f"base_model.model.{name}.lora_B.weight"])
         weight = fused.tensors[f"{name}.weight"]

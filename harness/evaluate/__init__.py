@@ -1,0 +1,1 @@
+"""Evaluation: perplexity by a stated protocol, of torch models and of exported artefacts."""

@@ -1,0 +1,99 @@
+"""Perplexity of a folder: a Hugging Face model, one with adapters, or an exported artefact."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from exporter.contract import Progress
+from exporter.errors import UsageError
+from harness.evaluate.artefact import is_artefact, opened
+from harness.evaluate.artefact import scorer as artefact_scorer
+from harness.evaluate.perplexity import Score, Scorer, perplexity
+from harness.evaluate.protocol import Protocol
+from harness.hf import load_tokenizer
+from harness.text import load_text, token_ids
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A score, and everything needed to repeat it."""
+
+    score: Score
+    protocol: Protocol
+    data: str
+    data_sha256: str
+    engine: str
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "schema": 1,
+            "perplexity": self.score.perplexity,
+            **asdict(self.score),
+            "length": self.protocol.length,
+            "stride": self.protocol.step,
+            "most_tokens": self.protocol.tokens,
+            "data": Path(self.data).name,
+            "data_sha256": self.data_sha256,
+            "engine": self.engine,
+        }
+
+
+def evaluate_folder(
+    folder: Path,
+    data: str,
+    protocol: Protocol,
+    *,
+    adapters: Sequence[Path] = (),
+    masks: Path | None = None,
+    tokenizer: Path | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Perplexity of `folder` on the text `data`.
+
+    Args:
+        folder: a Hugging Face folder (float32 on the CPU, transformers), or an artefact that
+            `sparse-export` published (its own engine).
+        data: a UTF-8 text file, or "builtin"; tokenised in one piece, no special tokens.
+        protocol: which tokens count.
+        adapters: added to a Hugging Face folder; nothing of them is dropped.
+        masks: masks file of a Hugging Face folder; else its zeros are the mask.
+        tokenizer: folder of the tokenizer, where it is not `folder`.
+        progress: told after each window.
+
+    Raises:
+        InputRefused: what the model's, text's and adapter's readers refuse.
+        UsageError: `usage` for windows longer than the model reads, or adapters on an artefact.
+        EngineUnfit: what opening an artefact can raise.
+        VerificationFailed: `values-not-finite`.
+    """
+    if (adapters or masks) and is_artefact(folder):
+        raise UsageError(
+            "usage", "adapters or masks for an exported artefact", expected="a Hugging Face folder"
+        )
+    text = load_text(data)
+    ids = token_ids(load_tokenizer(tokenizer or folder), text)
+    with _scorer(folder, adapters, masks, progress) as (score, longest, engine):
+        found = perplexity(score, ids, protocol.checked(longest), progress)
+    return Evaluation(found, protocol, data, hashlib.sha256(text.encode()).hexdigest(), engine)
+
+
+@contextmanager
+def _scorer(
+    folder: Path, adapters: Sequence[Path], masks: Path | None, progress: Progress | None
+) -> Generator[tuple[Scorer, int, str]]:
+    if is_artefact(folder):
+        with opened(folder) as session:
+            yield artefact_scorer(session), session.max_tokens, session.facts().engine
+        return
+    # Imported here: an artefact needs neither torch nor transformers.
+    from harness.evaluate.loading import load
+    from harness.evaluate.torch_model import scorer
+
+    model, longest = load(folder, adapters, masks, progress)
+    yield scorer(model), longest, "torch float32"
