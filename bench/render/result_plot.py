@@ -90,6 +90,7 @@ def _batches(axes: Any, result: Result) -> None:
     axes.set_xlabel("batch", fontsize=8)
     axes.set_ylabel("decode, tokens/s", fontsize=8)
     axes.set_title("throughput against batch", loc="left", fontsize=9)
+    axes.margins(y=0.1)
     axes.set_ylim(bottom=0)
 
 
@@ -119,8 +120,9 @@ def _roofline(axes: Any, result: Result) -> None:
     for speed, style, words in lines:
         axes.plot(span, speed / span, linestyle=style, color=DENSE_COLOUR, linewidth=1)
         axes.annotate(
-            f"{speed / 1e9:.3g} GB/s{words}", (span[1], speed / span[1]), fontsize=7, ha="right"
-        )
+            f"{speed / 1e9:.3g} GB/s{words}", (span[1], speed / span[1]), fontsize=7,
+            ha="right", va="bottom",
+        )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("bytes of weights read a token", fontsize=8)
