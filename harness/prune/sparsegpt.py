@@ -31,6 +31,7 @@ def sparsegpt(
     damping: float = DAMPING,
     block: int = BLOCK,
     within: Bools | None = None,
+    name: str | None = None,
 ) -> tuple[torch.Tensor, Bools]:
     """`(new weight, kept positions)`, both `[out, in]`; float32.
 
@@ -45,11 +46,12 @@ def sparsegpt(
         block: columns in a block.
         within: kept positions of an earlier pass: zeros outside stay zero and count as pruned, so
             that masks nest. Without it a second pass revives some, since updates fill old zeros.
+        name: of the linear, for the error.
 
     Raises:
         VerificationFailed: `hessian-singular`.
     """
-    factor = inverse_factor(gram, damping)
+    factor = inverse_factor(gram, damping, name)
     new = weight.clone()
     new[:, gram.diagonal() == 0] = 0
     kept = np.ones(tuple(weight.shape), dtype=np.bool_)
@@ -65,7 +67,9 @@ def sparsegpt(
     return new, kept
 
 
-def inverse_factor(gram: torch.Tensor, damping: float = DAMPING) -> torch.Tensor:
+def inverse_factor(
+    gram: torch.Tensor, damping: float = DAMPING, name: str | None = None
+) -> torch.Tensor:
     """Upper Cholesky factor of the damped inverse, float32 `[in, in]`; worked out in float64.
 
     Where the damped matrix is still singular in float64 it is damped ten times more, and again.
@@ -92,6 +96,7 @@ def inverse_factor(gram: torch.Tensor, damping: float = DAMPING) -> torch.Tensor
         "hessian-singular",
         f"the inputs' second moments cannot be inverted, damped by up to {added:.3g}",
         expected="a positive definite matrix",
+        tensor=name,
     )
 
 
