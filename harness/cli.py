@@ -9,7 +9,7 @@ import typer
 from exporter.commands.terminal import run_app
 from harness.evaluate.command import eval_command
 from harness.methods.command import train_command
-from harness.prune.command import prune_command
+from harness.prune.command import compact_command, prune_command
 
 app = typer.Typer(
     name="sparse-tune",
@@ -19,6 +19,7 @@ app = typer.Typer(
     help="Make sparse models and adapters for them: prune, train, evaluate.",
 )
 app.command("prune")(prune_command)
+app.command("compact")(compact_command)
 app.command("train")(train_command)
 app.command("eval")(eval_command)
 

@@ -1,4 +1,4 @@
-"""`sparse-tune prune`: parse, call, print."""
+"""`sparse-tune prune` and `sparse-tune compact`: parse, call, print."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from exporter.commands.terminal import TerminalListener, interruptible
+from harness.prune.compact import compact_folder
 from harness.prune.plan import Rates
 from harness.prune.run import MASKS, Calibration, Pruned, prune_folder
 from harness.prune.sparsity import parse_sparsity
@@ -88,6 +89,24 @@ def prune_command(
             rates=how, force=force, progress=listener.progress,
         )  # fmt: skip
     tell(done, output)
+
+
+def compact_command(
+    model: Annotated[Path, typer.Argument(help="Folder that wanda-sp pruned.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder.")],
+    masks: Annotated[
+        Path | None, typer.Option("--masks", help="Masks file; else the zeros are the mask.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+) -> None:
+    """Take pruned heads and channels out: a smaller model of the same function."""
+    with interruptible(), TerminalListener(Console(stderr=True)) as listener:
+        listener.stage("compact")
+        sizes = compact_folder(model, output, masks=masks, force=force, progress=listener.progress)
+    print(
+        f"{output}: {sizes.heads} heads, {sizes.kv_heads} key-value heads, "
+        f"{sizes.intermediate} channels in each block"
+    )
 
 
 def tell(done: Pruned, output: Path) -> None:

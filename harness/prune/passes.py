@@ -129,7 +129,9 @@ def _streamed(
         target = targets[linear.layer]
         if method == "wanda":
             return None, wanda(weight.numpy(), seen.numpy(), target)
-        return (sparsegpt if method == "sparsegpt" else alps)(weight, seen, target)
+        if method == "sparsegpt":
+            return sparsegpt(weight, seen, target, name=linear.module)
+        return alps(weight, seen, target)
 
     size = tokens.size * checked.spec.hidden * np.dtype(np.float32).itemsize
     spill = folder if size > SPILL_BYTES else None

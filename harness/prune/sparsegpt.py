@@ -10,28 +10,17 @@ Its code cuts at `score <= threshold`, one weight too many in each block; the co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
 from exporter.errors import VerificationFailed
+from exporter.store.dtypes import F32
 from harness.prune.select import Bools, keep
 from harness.prune.sparsity import NM, Sparsity, Unstructured
 
 BLOCK = 128
 DAMPING = 0.01
 _RETRIES = 4  # each damps ten times more
-
-
-@dataclass
-class _Block:
-    """Columns `[first:last)` while they are swept."""
-
-    part: torch.Tensor  # [out, width]
-    factor: torch.Tensor  # [width, width], upper
-    errors: torch.Tensor  # [out, width]
-    kept: Bools  # [out, width]
 
 
 def sparsegpt(
@@ -42,6 +31,7 @@ def sparsegpt(
     damping: float = DAMPING,
     block: int = BLOCK,
     within: Bools | None = None,
+    name: str | None = None,
 ) -> tuple[torch.Tensor, Bools]:
     """`(new weight, kept positions)`, both `[out, in]`; float32.
 
@@ -56,11 +46,12 @@ def sparsegpt(
         block: columns in a block.
         within: kept positions of an earlier pass: zeros outside stay zero and count as pruned, so
             that masks nest. Without it a second pass revives some, since updates fill old zeros.
+        name: of the linear, for the error.
 
     Raises:
         VerificationFailed: `hessian-singular`.
     """
-    factor = inverse_factor(gram, damping)
+    factor = inverse_factor(gram, damping, name)
     new = weight.clone()
     new[:, gram.diagonal() == 0] = 0
     kept = np.ones(tuple(weight.shape), dtype=np.bool_)
@@ -68,13 +59,17 @@ def sparsegpt(
         block = max(sparsity.m, block - block % sparsity.m)
     for first in range(0, weight.shape[1], block):
         at = slice(first, min(first + block, weight.shape[1]))
-        done = _sweep(new[:, at].clone(), factor[at, at], sparsity, _columns(within, at))
-        new[:, at], kept[:, at] = done.part, done.kept
-        new[:, at.stop :].addmm_(done.errors, factor[at, at.stop :], alpha=-1)
+        part = np.ascontiguousarray(new[:, at].numpy().T)
+        pinned = None if within is None else within[:, at]
+        chosen, errors = _sweep(part, factor[at, at].numpy(), sparsity, pinned)
+        new[:, at], kept[:, at] = torch.from_numpy(part).T, chosen
+        new[:, at.stop :].addmm_(torch.from_numpy(errors).T, factor[at, at.stop :], alpha=-1)
     return new, kept
 
 
-def inverse_factor(gram: torch.Tensor, damping: float = DAMPING) -> torch.Tensor:
+def inverse_factor(
+    gram: torch.Tensor, damping: float = DAMPING, name: str | None = None
+) -> torch.Tensor:
     """Upper Cholesky factor of the damped inverse, float32 `[in, in]`; worked out in float64.
 
     Where the damped matrix is still singular in float64 it is damped ten times more, and again.
@@ -101,41 +96,50 @@ def inverse_factor(gram: torch.Tensor, damping: float = DAMPING) -> torch.Tensor
         "hessian-singular",
         f"the inputs' second moments cannot be inverted, damped by up to {added:.3g}",
         expected="a positive definite matrix",
+        tensor=name,
     )
 
 
-def _columns(within: Bools | None, at: slice) -> Bools | None:
-    return None if within is None else within[:, at]
+def _sweep(part: F32, factor: F32, sparsity: Sparsity, within: Bools | None) -> tuple[Bools, F32]:
+    """Prune the columns of one block from left to right.
 
+    By numpy: the steps are too small for torch's threads, which wait for each other at every one.
 
-def _sweep(
-    part: torch.Tensor, factor: torch.Tensor, sparsity: Sparsity, within: Bools | None
-) -> _Block:
-    """Prune the columns of one block from left to right."""
-    free = None if within is None else torch.from_numpy(within)
-    kept = np.ones(tuple(part.shape), dtype=np.bool_)
+    Args:
+        part: the block's columns, one after the other, `[width, out]`; changed in place.
+        factor: their part of the upper factor, `[width, width]`.
+        sparsity: what to reach.
+        within: where weights may stay, `[out, width]`.
+
+    Returns:
+        kept positions `[out, width]`, and the errors of the columns `[width, out]`.
+    """
+    width, out = part.shape
+    diagonal = factor.diagonal()
+    if within is not None:
+        part *= within.T
+    kept = np.ones((out, width), dtype=np.bool_)
     if isinstance(sparsity, Unstructured):
-        whole = Unstructured(sparsity.share, "tensor")
-        kept = _choose(part, factor.diagonal(), whole, within)
-    done = _Block(part, factor, torch.zeros_like(part), kept)
-    for j in range(part.shape[1]):
+        kept = _choose(part, diagonal, Unstructured(sparsity.share, "tensor"), within)
+    errors, step = np.zeros_like(part), np.empty_like(part)
+    for j in range(width):
         if isinstance(sparsity, NM) and j % sparsity.m == 0:
             group = slice(j, j + sparsity.m)
-            diagonal = factor.diagonal()[group]
-            kept[:, group] = _choose(part[:, group], diagonal, sparsity, _columns(within, group))
-        column = part[:, j] if free is None else part[:, j] * free[:, j]
-        stays = torch.from_numpy(kept[:, j])
-        error = torch.where(stays, 0.0, column) / factor[j, j]
-        part[:, j:].addr_(error, factor[j, j:], alpha=-1)
-        part[:, j] = torch.where(stays, column, 0.0)
-        done.errors[:, j] = error
-    return done
+            pinned = None if within is None else within[:, group]
+            kept[:, group] = _choose(part[group], diagonal[group], sparsity, pinned)
+        stays = kept[:, j]
+        if within is not None:  # updates have filled zeros that are to stay
+            part[j] *= within[:, j]
+        np.divide(part[j], diagonal[j], out=errors[j], where=~stays)
+        np.multiply(factor[j, j:, None], errors[j], out=step[j:])
+        part[j:] -= step[j:]
+        part[j] *= stays
+    return kept, errors
 
 
-def _choose(
-    part: torch.Tensor, diagonal: torch.Tensor, sparsity: Sparsity, within: Bools | None
-) -> Bools:
-    scores = (part / diagonal).square().numpy()
+def _choose(part: F32, diagonal: F32, sparsity: Sparsity, within: Bools | None) -> Bools:
+    """Kept positions `[out, width]` of columns `[width, out]`."""
+    scores = np.square(part / diagonal[:, None]).T
     if within is None:
         return keep(scores, sparsity)
     return keep(np.where(within, scores, np.float32(-1)), sparsity) & within

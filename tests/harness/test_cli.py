@@ -32,6 +32,15 @@ def test_prune_then_train_on_its_masks(tmp_path, base, capsys):
     assert (tmp_path / "a" / "losa_config.json").is_file()
 
 
+def test_rates_and_correlations_are_printed(tmp_path, base, capsys):
+    words = ["prune", str(base), "--sparsity", "0.6", "--length", "16", "--samples", "4"]
+    rates = ["--rates", "rmi", "--delta", "0.1", "--compare", "owl"]
+    assert run([*words, *rates, "-o", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "rank correlation of owl with rmi: Spearman" in said
+    assert "zeros by block: 0." in said
+
+
 @pytest.mark.parametrize(
     ("command", "code", "said"),
     [
