@@ -231,6 +231,10 @@ CATALOGUE: dict[str, ErrorKind] = {
         "An activation or a result left the finite numbers.",
         "See which tensor is named: its weights, or those before it, are broken.",
     ),
+    "hessian-singular": ErrorKind(
+        "The second moments of a linear's inputs cannot be inverted, however damped.",
+        "Give more calibration text.",
+    ),
     "rates-invalid": ErrorKind(
         "A file of layer rates breaks its format.",
         "Give a JSON list with one share of zeros for each decoder block.",

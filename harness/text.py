@@ -54,7 +54,15 @@ def windows(tokenizer: Any, source: str, length: int) -> Tokens:
     Raises:
         InputRefused: those of `load_text`; `data-invalid` where not one window fits.
     """
-    ids = token_ids(tokenizer, load_text(source))
+    return cut(token_ids(tokenizer, load_text(source)), length, source)
+
+
+def cut(ids: Tokens, length: int, source: str) -> Tokens:
+    """Token ids `[n]` as windows `[n // length, length]` one after the other; the rest goes.
+
+    Raises:
+        InputRefused: `data-invalid` where not one window fits; `source` names the text.
+    """
     count = ids.size // length
     if count == 0:
         raise InputRefused(

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -29,12 +31,13 @@ class BlockStream:
     Args:
         fused: the model; its tensors are read when a block is loaded.
         windows: token ids `[n, length]`.
+        spill: folder for a file that holds the hidden states; None keeps them in memory.
 
     Raises:
         InputRefused: `config-invalid`, `arch-unsupported`, `tensor-*`.
     """
 
-    def __init__(self, fused: FusedModel, windows: Tokens) -> None:
+    def __init__(self, fused: FusedModel, windows: Tokens, spill: Path | None = None) -> None:
         if fused.spec.fused_experts():
             raise _no_experts(fused.spec.family)
         self._fused = fused
@@ -43,8 +46,9 @@ class BlockStream:
         self._prefix = _prefix(self._model, self.blocks)
         self._ids = torch.from_numpy(windows)
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        with self._ends():
-            self.hidden = self._embed()  # float32 [n, length, hidden]
+        self.hidden = _states((*windows.shape, fused.spec.hidden), spill)  # float32
+        with self._ends(head=False):
+            self._embed()
 
     def load(self, index: int) -> nn.Module:
         """Block `index` with its weights, float32, by the names of the checkpoint."""
@@ -106,14 +110,53 @@ class BlockStream:
                     total += float(loss.double().sum())
         return total / ((last - first) * (length - 1))
 
+    def loss_gradients(self) -> torch.Tensor:
+        """Gradient of each window's mean loss by its hidden states, float32 `[n, length, hidden]`.
+
+        To be called behind the last block. Every token but a window's first is predicted.
+        """
+        count, length, _ = self.hidden.shape
+        out = torch.zeros(self.hidden.shape)
+        with self._ends():
+            for window in range(count):
+                for a in range(0, length - 1, HEAD_TOKENS):
+                    b = min(a + HEAD_TOKENS, length - 1)
+                    part = self.hidden[window : window + 1, a:b].clone().requires_grad_()
+                    want = self._ids[window, a + 1 : b + 1]
+                    logits = self._of(part, window, a, b)
+                    loss = nn.functional.cross_entropy(logits, want, reduction="sum")
+                    (gradient,) = torch.autograd.grad(loss / (length - 1), part)
+                    out[window, a:b] = gradient[0]
+        return out
+
+    def backward(self, index: int, hidden: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Back through block `index` for one window: the gradient of its input `[length, hidden]`.
+
+        Gradients of the block's parameters that want one are added to their `grad`.
+
+        Args:
+            index: of a loaded block.
+            hidden: input of the block, `[length, hidden]`.
+            gradient: of its output, `[length, hidden]`.
+        """
+        arguments, named = self._calls[index]
+        given = hidden[None].clone().requires_grad_()
+        with torch.enable_grad():
+            out = self.blocks[index](given, *arguments, **named)
+            out = out[0] if isinstance(out, tuple) else out
+            torch.autograd.backward(out, gradient[None])
+        return given.grad[0] if given.grad is not None else torch.zeros_like(hidden)
+
     def _logits(self, window: int, a: int, b: int) -> torch.Tensor:
         """What the model makes of hidden states `[a:b]`: blocks hand them on, the ends are real."""
-        hidden = self.hidden[window : window + 1, a:b]
+        return self._of(self.hidden[window : window + 1, a:b], window, a, b)
+
+    def _of(self, hidden: torch.Tensor, window: int, a: int, b: int) -> torch.Tensor:
         with _forwards(self.blocks, lambda *_args, **_named: hidden):
             ids = self._ids[window : window + 1, a:b]
             return self._model(input_ids=ids, use_cache=False).logits[0]
 
-    def _embed(self) -> torch.Tensor:
+    def _embed(self) -> None:
         first: list[torch.Tensor] = []
 
         def record(hidden: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
@@ -123,30 +166,37 @@ class BlockStream:
                 first.append(hidden)
             return hidden
 
-        states: list[torch.Tensor] = []
         decoder = self._model.base_model
-        with torch.inference_mode(), _forwards(self.blocks, record):
+        # Not inference mode: rotary angles recorded here may go through `backward`.
+        with torch.no_grad(), _forwards(self.blocks, record):
             for i in range(len(self._ids)):
                 decoder(input_ids=self._ids[i : i + 1], use_cache=False)
-                states.append(first.pop())
-        return torch.cat(states)
+                self.hidden[i : i + 1] = first.pop()
 
     @contextmanager
-    def _ends(self) -> Generator[None]:
-        """Everything outside the blocks, with its weights."""
+    def _ends(self, *, head: bool = True) -> Generator[None]:
+        """Everything outside the blocks, with its weights; the head where it is wanted."""
         inside = tuple(f"{prefix}." for prefix in self._prefix)
-        head = self._fused.spec.head
+        last = self._fused.spec.head
         names = [n for n, _ in self._model.named_parameters() if not n.startswith(inside)]
         for name in names:
-            if name != head or not self._fused.tied:
+            if name != last or (head and not self._fused.tied):
                 fill_parameter(self._model, name, self._fused)
         if self._fused.tied:
             self._model.get_output_embeddings().weight = self._model.get_input_embeddings().weight
         yield
-        for name in {*names, head}:
+        for name in {*names, last}:
             owner, _, leaf = name.rpartition(".")
             module = self._model.get_submodule(owner)
             setattr(module, leaf, nn.Parameter(getattr(module, leaf).to("meta")))
+
+
+def _states(shape: tuple[int, ...], spill: Path | None) -> torch.Tensor:
+    """Room for hidden states, float32; in a file of `spill`, whose pages the system may drop."""
+    if spill is None:
+        return torch.empty(shape)
+    file = spill / "hidden.f32"
+    return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))
 
 
 def _no_experts(family: str) -> InputRefused:

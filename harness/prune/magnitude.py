@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from exporter.model import CheckedModel
-from exporter.sparsity.mask import Mask
-from harness.prune.select import keep
+from exporter.store.dtypes import F32
+from harness.prune.select import Bools, keep
 from harness.prune.sparsity import Sparsity
 
 
-def magnitude_masks(model: CheckedModel, sparsity: Sparsity) -> Iterator[tuple[str, Mask]]:
-    """`(module, mask)` of every linear in the spec's order, one in memory at a time."""
-    for linear in model.spec.linears():
-        scores = model.checkpoint.rows(linear.weight)
-        np.abs(scores, out=scores)
-        yield linear.module, Mask.from_bool(keep(scores, sparsity))
+def magnitude(weight: F32, sparsity: Sparsity) -> Bools:
+    """Kept positions of `weight` `[out, in]`."""
+    return keep(np.abs(weight), sparsity)

@@ -1,40 +1,38 @@
-"""Prune a Hugging Face folder into a new one: the same bytes but for the zeros, and the masks."""
+"""Prune a Hugging Face folder into a new one, whole or not at all, with its masks and a record."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
+from exporter.calibration.source import read_ids
 from exporter.check.model import check_model
 from exporter.contract import Progress
+from exporter.errors import UsageError
 from exporter.model import CheckedModel
-from exporter.sparsity.mask import Bools, Mask
-from exporter.store.checkpoint import Checkpoint, TensorEntry
+from exporter.store.checkpoint import Checkpoint
 from exporter.store.folder import stage
-from exporter.store.masks import MasksFile, write_masks
-from exporter.store.writer import SafetensorsWriter
-from harness.forms import require_torch_linears
 from harness.hf import load_tokenizer
-from harness.prune.magnitude import magnitude_masks
+from harness.prune.output import MASKS, PrunedFolder
+from harness.prune.passes import CALIBRATED, REWRITES, Method, prune_pass, require_fit
+from harness.prune.plan import Plan, Rates, block_sizes, make_plan, wanted
 from harness.prune.sparsity import Sparsity
-from harness.text import BUILTIN, draw, windows
+from harness.text import BUILTIN, Tokens, cut, draw, load_text, token_ids
 
-Method = Literal["magnitude", "wanda"]
-# In a folder of their own: beside the weights a second safetensors file would be ambiguous.
-MASKS = Path("masks", "masks.safetensors")
+__all__ = ["MASKS", "RECORD", "Calibration", "Method", "Pruned", "prune_folder"]
 RECORD = Path("masks", "prune.json")
-BLOCK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class Calibration:
     """Text that a data-aware score is measured on: `samples` windows of `length` tokens."""
 
-    source: str = BUILTIN  # a text file, or "builtin"
+    source: str = BUILTIN  # a text file, token ids (.json, .safetensors), or "builtin"
     samples: int = 32
     length: int = 128
     seed: int = 0
@@ -50,11 +48,39 @@ class Pruned:
     weights: int
     kept: int
     calibration: Calibration | None
+    data_sha256: str | None = None  # of the token ids that were drawn
+    plan: Plan = field(default_factory=lambda: Plan(()))
+    reached: tuple[float, ...] = ()  # share of zeros of each block
+    rates: Rates = field(default_factory=Rates)
 
     @property
     def sparsity(self) -> float:
         """Share of zeros over all pruned linears."""
         return 1.0 - self.kept / self.weights
+
+    def record(self) -> dict[str, Any]:
+        """For JSON: the resolved configuration, the hash of the data, and what was reached."""
+        calibration = None if self.calibration is None else asdict(self.calibration)
+        if calibration is not None:
+            calibration["source"] = Path(calibration["source"]).name
+        return {
+            "schema": 2,
+            "method": self.method,
+            "asked": self.asked,
+            "sparsity": self.sparsity,
+            "linears": self.linears,
+            "weights": self.weights,
+            "kept": self.kept,
+            "rewrites_kept_weights": self.method in REWRITES,
+            "calibration": calibration,
+            "data_sha256": self.data_sha256,
+            "rates_from": {**asdict(self.rates), "source": Path(self.rates.source).name},
+            "targets": [str(target) for target in self.plan.targets],
+            "rates": self.plan.rates,
+            "reached": list(self.reached),
+            "importance": dict(self.plan.importance),
+            "rank_correlation_with_rmi": dict(self.plan.correlation),
+        }
 
 
 def prune_folder(
@@ -64,105 +90,133 @@ def prune_folder(
     sparsity: Sparsity,
     calibration: Calibration | None = None,
     *,
+    rates: Rates | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Pruned:
     """Write `out`: config, tokenizer and weights of `model`, zeros in its linears, and masks.
 
-    Every linear of the decoder's blocks is pruned to `sparsity`; embedding, head, norms and
-    biases stay. Types and names stay; shards become one file. The masks lie in
-    `out/masks/masks.safetensors`, for `sparse-export --masks`.
+    Every linear of the decoder's blocks is pruned; embedding, head, norms and biases stay. Types
+    and names stay; shards become one file. The masks lie in `out/masks/masks.safetensors`, for
+    `sparse-export --masks`, and the record of the run beside them.
 
     Raises:
-        InputRefused: what `check_model` refuses; `data-invalid`, `input-missing` (text).
-        UsageError: `output-exists`, `output-inside-input`.
+        InputRefused: what `check_model` refuses; `data-invalid`, `input-missing` (text),
+            `rates-invalid`, `arch-unsupported`.
+        UsageError: `output-exists`, `output-inside-input`, `usage`.
+        VerificationFailed: `values-not-finite`, `hessian-singular`.
     """
+    rates = rates or Rates()
     checkpoint = Checkpoint.open(model)
     try:
         checked = check_model(checkpoint, progress=progress)
-        used = calibration or Calibration() if method == "wanda" else None
+        require_fit(checked, method, (sparsity,))
+        used = calibration or Calibration() if method in CALIBRATED or wanted(rates) else None
+        tokens = None if used is None else _tokens(checked, used)
         with stage(out, inputs=[model], force=force) as staging:
-            (staging.path / MASKS).parent.mkdir()
-            masks = _masks(checked, method, sparsity, used, progress)
-            write_masks(staging.path / MASKS, masks)
-            kept = _write_model(checked, staging.path, progress)
-            linears = checked.spec.linears()
-            weights = sum(li.out_features * li.in_features for li in linears)
-            report = Pruned(method, str(sparsity), len(linears), weights, kept, used)
-            _write_record(staging.path / RECORD, report)
+            spare = staging.path / "spare"  # of a killed run, it goes with the staging folder
+            spare.mkdir()
+            plan = make_plan(
+                checked.spec, sparsity, rates,
+                lambda names: _observe(checked, tokens, names, rates, spare, progress),
+            )  # fmt: skip
+            written = _write(checked, method, plan, tokens, staging.path, spare, progress)
+            shutil.rmtree(spare)
+            report = _report(checked, method, sparsity, used, tokens, plan, written, rates)
+            text = json.dumps(report.record(), indent=2, sort_keys=True) + "\n"
+            (staging.path / RECORD).write_text(text, encoding="utf-8")
             staging.publish()
         return report
     finally:
         checkpoint.close()
 
 
-def _masks(
+def _tokens(checked: CheckedModel, used: Calibration) -> Tokens:
+    """The windows of the run."""
+    longest = checked.spec.max_positions
+    if used.length > longest:
+        raise UsageError(
+            "usage",
+            f"windows of {used.length} tokens",
+            expected=f"at most the model's {longest}",
+            hint="Give a smaller --length.",
+        )
+    root = checked.checkpoint.root
+    if used.source == BUILTIN:
+        ids = token_ids(load_tokenizer(root), load_text(BUILTIN))
+    else:
+        ids = read_ids(
+            Path(used.source),
+            lambda text: token_ids(load_tokenizer(root), text),
+            checked.spec.vocab,
+        )
+    return draw(cut(ids, used.length, used.source), used.samples, used.seed)
+
+
+def _observe(
+    checked: CheckedModel,
+    tokens: Tokens | None,
+    names: Collection[str],
+    rates: Rates,
+    folder: Path,
+    progress: Progress | None,
+) -> dict[str, list[float]]:
+    from harness.forms import require_torch_linears
+    from harness.rates.observe import importances
+
+    require_torch_linears(checked, "layer rates of")
+    if tokens is None:
+        return {}
+    found = importances(checked, tokens, names, folder, beta=rates.beta, progress=progress)
+    for file in folder.iterdir():
+        file.unlink()
+    return {name: values.tolist() for name, values in found.items()}
+
+
+def _write(
+    checked: CheckedModel,
+    method: Method,
+    plan: Plan,
+    tokens: Tokens | None,
+    out: Path,
+    spare: Path,
+    progress: Progress | None,
+) -> PrunedFolder:
+    folder = PrunedFolder(checked, out)
+    try:
+        for linear, kept, weight in prune_pass(
+            checked, method, plan.targets, tokens, spare, progress
+        ):
+            folder.put(linear, kept, weight)
+        folder.finish()
+    finally:
+        folder.close()
+    return folder
+
+
+def _report(
     checked: CheckedModel,
     method: Method,
     sparsity: Sparsity,
-    calibration: Calibration | None,
-    progress: Progress | None,
-) -> Iterator[tuple[str, Mask]]:
-    if calibration is None:
-        return magnitude_masks(checked, sparsity)
-    require_torch_linears(checked, "wanda on")
-    # Imported here: magnitude pruning needs neither torch nor transformers.
-    from harness.prune.wanda import wanda_masks
-
-    tokenizer = load_tokenizer(checked.checkpoint.root)
-    rows = windows(tokenizer, calibration.source, calibration.length)
-    return wanda_masks(
-        checked, sparsity, draw(rows, calibration.samples, calibration.seed), progress
+    used: Calibration | None,
+    tokens: Tokens | None,
+    plan: Plan,
+    written: PrunedFolder,
+    rates: Rates,
+) -> Pruned:
+    sizes = block_sizes(checked.spec)
+    kept = [0] * len(sizes)
+    for linear in checked.spec.linears():
+        kept[linear.layer] += written.kept[linear.module]
+    return Pruned(
+        method=method,
+        asked=str(sparsity),
+        linears=len(written.kept),
+        weights=sum(sizes),
+        kept=sum(kept),
+        calibration=used,
+        data_sha256=None if tokens is None else hashlib.sha256(tokens.tobytes()).hexdigest(),
+        plan=plan,
+        reached=tuple(1 - k / n for k, n in zip(kept, sizes, strict=True)),
+        rates=rates,
     )
-
-
-def _write_model(checked: CheckedModel, out: Path, progress: Progress | None) -> int:
-    """Copy the folder with the zeros in; gives how many weights of the linears are kept."""
-    checkpoint = checked.checkpoint
-    linears = {linear.weight: linear for linear in checked.spec.linears()}
-    shapes = {li.module: (li.out_features, li.in_features) for li in linears.values()}
-    masks = MasksFile.open(out / MASKS, shapes)
-    entries = list(checkpoint.entries.values())
-    layout = [(entry.name, entry.dtype, entry.shape) for entry in entries]
-    writer = SafetensorsWriter(out / "model.safetensors", layout, {"format": "pt"})
-    kept = 0
-    for i, entry in enumerate(entries):
-        linear = linears.get(entry.name)
-        mask = None if linear is None else masks.mask(linear.module)
-        _write_tensor(writer, checkpoint, entry, mask)
-        kept += 0 if mask is None else mask.kept
-        if progress is not None:
-            progress("weights", i + 1, len(entries))
-    writer.close()
-    shutil.copyfile(checkpoint.root / "config.json", out / "config.json")
-    for sidecar in checkpoint.sidecars:
-        (out / sidecar.name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(sidecar.path, out / sidecar.name)
-    return kept
-
-
-def _write_tensor(
-    writer: SafetensorsWriter, checkpoint: Checkpoint, entry: TensorEntry, mask: Mask | None
-) -> None:
-    if not entry.shape:
-        writer.write(entry.name, checkpoint.view(entry.name))
-        return
-    rows, transposed = entry.shape[0], entry.name in checkpoint.transposed
-    step = max(1, BLOCK_BYTES * rows // max(1, entry.nbytes))
-    for r0 in range(0, rows, step):
-        r1 = min(r0 + step, rows)
-        block = checkpoint.view(entry.name, r0, r1)
-        if mask is not None:
-            block = block.copy()
-            block[~_kept(mask, r0, r1, transposed)] = 0
-        writer.write(entry.name, block)
-
-
-def _kept(mask: Mask, r0: int, r1: int, transposed: bool) -> Bools:
-    """Stored rows `[r0:r1]` of a mask `[out, in]`."""
-    return mask.rows(0, mask.out_features)[:, r0:r1].T if transposed else mask.rows(r0, r1)
-
-
-def _write_record(path: Path, report: Pruned) -> None:
-    record = {**asdict(report), "sparsity": report.sparsity}
-    path.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -37,21 +37,26 @@ Sparsity = Unstructured | NM
 
 
 def parse_sparsity(text: str, scope: Scope = "row") -> Sparsity:
-    """ "0.7" (share of zeros) or "2:4" (N kept of M, with M of 4, 8 or 16).
+    """ "0.7" (share of zeros) or "2:4" (N kept of M, for any N below M).
 
     Raises:
         UsageError: `usage`.
     """
-    group = re.fullmatch(r"(\d{1,2}):(\d{1,2})", text)
+    group = re.fullmatch(r"(\d{1,3}):(\d{1,3})", text)
     if group:
         n, m = int(group[1]), int(group[2])
-        if m in (4, 8, 16) and 0 < n < m:
+        if 0 < n < m:
             return NM(n, m)
     elif re.fullmatch(r"0?\.\d+", text) and 0 < float(text) < 1:
         return Unstructured(float(text), scope)
     raise UsageError(
         "usage",
         f"--sparsity {text}",
-        expected='a share of zeros between 0 and 1 ("0.7"), or N kept of M = 4, 8, 16 ("2:4")',
+        expected='a share of zeros between 0 and 1 ("0.7"), or N kept of M with 0 < N < M ("2:4")',
         hint="Correct --sparsity.",
     )
+
+
+def share_of(sparsity: Sparsity) -> float:
+    """Share of zeros that is asked for."""
+    return sparsity.share if isinstance(sparsity, Unstructured) else 1 - sparsity.n / sparsity.m

@@ -80,9 +80,10 @@ def test_shares_and_groups_are_read():
     assert parse_sparsity(".5", "tensor") == Unstructured(0.5, "tensor")
     assert parse_sparsity("2:4") == NM(2, 4)
     assert parse_sparsity("14:16") == NM(14, 16)
+    assert parse_sparsity("2:5") == NM(2, 5)
 
 
-@pytest.mark.parametrize("text", ["0", "1.0", "70", "0.0", "4:4", "0:4", "2:5", "-0.5", "nan", ""])
+@pytest.mark.parametrize("text", ["0", "1.0", "70", "0.0", "4:4", "0:4", "5:4", "-0.5", "nan", ""])
 def test_other_texts_are_refused(text):
     with pytest.raises(UsageError, match="--sparsity"):
         parse_sparsity(text)

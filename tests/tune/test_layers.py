@@ -107,7 +107,9 @@ def test_s2ft_refresh_does_not_drift(kind):
 def test_pooling_under_the_mask(sizes, mode):
     x, weight, kept = case()
     table = make(*sizes)
-    a, b = (torch.from_numpy(group_of(d, g, "balanced")) for d, g in zip((16, 11), sizes))
+    a, b = (
+        torch.from_numpy(group_of(d, g, "balanced")) for d, g in zip((16, 11), sizes, strict=True)
+    )
     dense = table[a][:, b]
     ours = PoolFunction.apply(x, weight, kept, table, a, b, mode == "exact")
     theirs = x @ ((weight + dense) * kept).T
@@ -117,9 +119,11 @@ def test_pooling_under_the_mask(sizes, mode):
     torch.testing.assert_close(dx, torch.autograd.grad(theirs, x, push)[0], **EXACT)
     judged = theirs if mode == "exact" else x @ (weight + dense).T
     x2 = x.detach()
-    judged = x2 @ ((weight + table[a][:, b]) * kept).T if mode == "exact" else x2 @ (
-        weight + table[a][:, b]
-    ).T
+    judged = (
+        x2 @ ((weight + table[a][:, b]) * kept).T
+        if mode == "exact"
+        else x2 @ (weight + table[a][:, b]).T
+    )
     torch.testing.assert_close(dt, torch.autograd.grad(judged, table, push)[0], **EXACT)
 
 
