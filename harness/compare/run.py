@@ -55,8 +55,7 @@ def run_cells(
             say(f"cell {number} of {len(todo)}: {cell.name}")
             _run_cell(model, folder, cell, cell.row.sized(spec, budget.rank), budget)
         found.append(cast(dict[str, Any], read_json(done)))
-        same = {k: v for k, v in asdict(budget).items()}
-        if found[-1]["budget"] != same:
+        if found[-1]["budget"] != asdict(budget):
             raise VerificationFailed(
                 "training-failed", "a finished cell has another budget",
                 expected="the options of the first run", file=cell.name,

@@ -47,7 +47,7 @@ def execute(
     context = Context(
         checked=checked, rows=rows, calibration=calibration, training=recipe.training,
         sparsity=recipe.sparsity, pruner=cast(Method, recipe.pruner), work=work, resume=resume,
-        report=report, progress=progress, main=main, wait=wait, record=record,
+        report=report if main else _quiet, progress=progress, main=main, wait=wait, record=record,
     )  # fmt: skip
     with reproducible(recipe.training.seed):
         adaptation, base = _train(context, recipe)
@@ -55,6 +55,10 @@ def execute(
         with record.phase("writing"):
             _write(adaptation, base, checked, staging.path, whole=METHODS[recipe.method].whole)
     return record
+
+
+def _quiet(_step: int, _loss: float) -> None:
+    """What a process reports that does not write."""
 
 
 def _train(context: Context, recipe: Recipe) -> tuple[Adaptation, CheckedModel]:

@@ -92,7 +92,7 @@ def test_losa_anew_in_every_iteration(tmp_path, dense):
     means = [np.mean(list(entry["sizes"].values())) for entry in done["history"]]
     assert means == [3.0, 4.0, 5.0]
     assert len(done["losses"]) == 6 and len(done["history"][0]["errors"]) == 2
-    assert all(0 < e for e in done["history"][-1]["errors"])
+    assert all(e > 0 for e in done["history"][-1]["errors"])
 
 
 @pytest.mark.parametrize("pruner", ["sparsegpt", "magnitude"])
@@ -180,7 +180,9 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(tmp_path, dense):
     assert parts["losses"] == pytest.approx(whole, rel=1e-4)
     with pytest.raises(UsageError, match="3 parts"):
         train(dense, tmp_path / "c", "sparse-lora", training=replace(SHORT, accumulate=3))
-    half = train(dense, tmp_path / "d", "losa", "iterations=1", training=replace(SHORT, precision="bf16"))
+    half = train(
+        dense, tmp_path / "d", "losa", "iterations=1", training=replace(SHORT, precision="bf16")
+    )
     assert np.isfinite(half["losses"]).all()
 
 
