@@ -33,6 +33,8 @@ from bench.results import AbResult, ab_schema
 from bench.run import AbOptions, ab
 from bench.suite import read_suite, suite_schema
 from bench.verdict import exit_of
+from bench.whatif.command import what_if_command
+from bench.whatif.estimate import WhatIf
 from bench.workloads import Workload
 from exporter.commands.terminal import interruptible, run_app
 from exporter.errors import UsageError
@@ -51,6 +53,7 @@ app.command("run")(run_command)
 app.command("compare")(compare_command)
 app.command("history")(history_command)
 app.command("overhead")(overhead_command)
+app.command("what-if")(what_if_command)
 
 
 @app.command("ab")
@@ -103,10 +106,11 @@ def ab_command(
 
 @app.command("schema")
 def schema_command(
-    kind: Annotated[str, typer.Argument(help="ab, run, compare or suite.")] = "ab",
+    kind: Annotated[str, typer.Argument(help="ab, run, compare, what-if or suite.")] = "ab",
 ) -> None:
     """Print the JSON schema of a result, or of a suite file."""
     known = {"ab": ab_schema(), "suite": suite_schema(), **schemas()}
+    known["what-if"] = WhatIf.model_json_schema(mode="serialization")
     if kind not in known:
         raise UsageError("usage", f"{kind!r}", expected=f"one of {', '.join(known)}")
     print(json.dumps(known[kind], indent=2, sort_keys=True))

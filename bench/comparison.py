@@ -72,6 +72,7 @@ class RunSettings(Frozen):
 
     workloads: list[Workload]
     rounds: list[int]
+    seconds: float = Field(default=0.0, description="fewest, of each workload in each process")
     seed: int
     threads: int | None
 

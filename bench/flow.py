@@ -75,6 +75,7 @@ def run_result(
         settings=RunSettings(
             workloads=list(how.plan.workloads),
             rounds=list(how.plan.rounds),
+            seconds=how.plan.seconds,
             seed=how.plan.seed,
             threads=how.plan.threads,
         ),
@@ -135,6 +136,7 @@ def compare_with(base: RunResult, folder: Path, how: How) -> CompareResult:
         how.plan,
         workloads=tuple(settings.workloads),
         rounds=tuple(settings.rounds),
+        seconds=settings.seconds,
         seed=settings.seed,
         threads=settings.threads,
         processes=max(how.plan.processes, base.side.processes),

@@ -30,6 +30,7 @@ from exporter.errors import UsageError
 
 Opener = Callable[[Artefact, int | None], Session]
 SIDES: tuple[Side, Side] = ("base", "new")
+MOST_ROUNDS = 64  # of one process, however short they are
 _QUICK = 999  # resamples, where only the width is looked at
 
 
@@ -37,7 +38,8 @@ _QUICK = 999  # resamples, where only the width is looked at
 class Plan:
     """What is measured and how often.
 
-    `rounds` are those of one process, or of each by its number; `most` processes are measured
+    `rounds` are those of one process, or of each by its number, and more (to `MOST_ROUNDS`) until
+    each workload has had `seconds`: short readings are noisy ones. `most` processes are measured
     where `processes` do not make the intervals as narrow as the rule asks.
     """
 
@@ -45,6 +47,7 @@ class Plan:
     processes: int = 8
     most: int = 24
     rounds: tuple[int, ...] = (2,)  # the last one goes for all further processes
+    seconds: float = 0.0
     warmup: Bounds = field(default_factory=Bounds)
     threads: int | None = None
     seed: int = 0
@@ -156,7 +159,7 @@ class _Pair:
         return [w for w in self._plan.workloads if why_not(w, tokens, batches) is None]
 
     def _self_test(self, artefact: Artefact, session: Session) -> SelfTest | None:
-        if self._process > 0:
+        if self._process > 0 or self._run > 0:
             return None  # the same bytes by the same engine
 
         def named(what: str, done: int, total: int) -> None:
@@ -182,10 +185,14 @@ class _Pair:
     def _readings(
         self, sessions: Sequence[Session], workloads: Sequence[Workload], vocab: int
     ):  # a generator, so that each reading is kept before the next one is begun
-        rounds = self._plan.rounds_of(self._process)
-        orders: tuple[Order, ...] = paired_order(rounds, self._seed)
+        least, clock = self._plan.rounds_of(self._process), self._tools.clock
+        orders: tuple[Order, ...] = paired_order(max(least, MOST_ROUNDS), self._seed)
+        until = clock.now() + self._plan.seconds * len(workloads)
         for number, order in enumerate(orders):
-            self._tools.tell(f"{self._name}: rounds", number, rounds)
+            whole = number >= least and (number - least) % 2 == 0  # blocks of two are balanced
+            if whole and clock.now() >= until:
+                break
+            self._tools.tell(f"{self._name}: rounds", number, max(number, least))
             for workload in workloads:
                 prompts = workload.sequences(vocab, number)
                 turns = [side for side in order if "AB".index(side) < len(sessions)]

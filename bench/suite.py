@@ -88,8 +88,11 @@ class Suite(Frozen):
     new: str | None = Field(default=None, description="artefact folder or result file")
     title: str = ""
     processes: _Count = 8
-    max_processes: _Count = 24
-    rounds: _Count = Field(default=2, description="of each process")
+    max_processes: _Count = 48
+    rounds: _Count = Field(default=2, description="of each process, at least")
+    seconds: Annotated[float, Field(ge=0)] = Field(
+        default=4.0, description="fewest, of each workload in each process: more rounds if short"
+    )
     warmup: Annotated[int, Field(ge=0)] = 2
     warmup_seconds: Annotated[float, Field(gt=0)] = 30.0
     threads: _Count | None = None
@@ -120,6 +123,7 @@ class Suite(Frozen):
             processes=self.processes,
             most=max(self.processes, self.max_processes) if self.processes > 1 else 1,
             rounds=(self.rounds,),
+            seconds=self.seconds,
             warmup=Bounds(least=self.warmup, seconds=self.warmup_seconds),
             threads=self.threads,
             seed=self.seed,

@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,6 @@ from scripts.steps import ROOT
 
 RESULTS = ROOT / "docs" / "results"
 NOISE = RESULTS / "data" / "bench-noise.json"
-SLOWDOWNS = (1.0, 1.02, 1.03, 1.05, 1.10)
-CELLS = (1,)
 METRICS = ("itl", "tpot")
 
 
@@ -79,20 +77,41 @@ def read_noise(path: Path = NOISE, metric: str = "itl") -> Noise:
     return np.array(json.loads(path.read_text())[metric], dtype=np.float64)
 
 
-def curves(runs: int, rounds: int, most: int) -> dict[str, Any]:
-    """Rates by number of cells and slow-down, with so many rounds a process and pairs at most."""
-    noise = read_noise()[:, :, :rounds]
-    rule, design = Rule(), Design(most // 2, most, most // 2)
-    found: dict[str, Any] = {
-        "runs": runs, "rounds": rounds, "rule": asdict(rule), "design": asdict(design), "cells": {},
-    }  # fmt: skip
-    for cells in CELLS:
-        by_slowdown: dict[str, Any] = {}
-        for slowdown in SLOWDOWNS if cells == 1 else (1.0,):
-            rates = simulate(noise, slowdown, rule, design, runs, seed=7, cells=cells)
-            by_slowdown[f"{slowdown:.2f}"] = asdict(rates)
-            print(f"{cells} cell(s), {slowdown - 1:+.0%}: {told(rates)}", flush=True)
-        found["cells"][str(cells)] = by_slowdown
+@dataclass(frozen=True)
+class Case:
+    """A way to measure, as the command line has it."""
+
+    words: str
+    rounds: int
+    design: Design
+    cells: int = 1
+    slowdowns: tuple[float, ...] = (1.0, 1.02, 1.03, 1.05, 1.10)
+
+
+# A round of the recorded engine takes 0.12 s, waiting included: 4 s hold 32 of them.
+CASES = {
+    "default": Case("4 s of 8 to 48 pairs (default)", 32, Design(8, 48, 8)),
+    "suite": Case("the same, 7 workloads", 32, Design(8, 48, 8), 7, (1.0,)),
+    "short": Case("2 rounds of 8 to 24 pairs", 2, Design(8, 24, 4)),
+}
+
+
+def curves(runs: int) -> dict[str, Any]:
+    """Rates by case and slow-down."""
+    noise, rule = read_noise(), Rule()
+    found: dict[str, Any] = {"runs": runs, "rule": asdict(rule), "cases": {}}
+    for name, case in CASES.items():
+        rates: dict[str, Any] = {}
+        for slowdown in case.slowdowns:
+            one = simulate(
+                noise[:, :, : case.rounds], slowdown, rule, case.design, runs, 7, case.cells
+            )
+            rates[f"{slowdown:.2f}"] = asdict(one)
+            print(f"{name}, {slowdown - 1:+.0%}: {told(one)}", flush=True)
+        found["cases"][name] = {
+            "what": case.words, "rounds": case.rounds, "cells": case.cells,
+            "design": asdict(case.design), "rates": rates,
+        }  # fmt: skip
     return found
 
 
@@ -105,42 +124,44 @@ def told(rates: Rates) -> str:
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
-    """Power against the planted slow-down."""
+    """Power against the planted slow-down, by case."""
     figure_class: Any = need("matplotlib.figure").Figure
     rc_context: Any = need("matplotlib").rc_context
+    cases = [case for case in found["cases"].values() if len(case["rates"]) > 1]
     with rc_context({"svg.hashsalt": "sparse-bench"}):
-        figure = figure_class(figsize=(6.0, 3.6), layout="constrained")
-        axes = figure.subplots()
-        one = found["cells"]["1"]
-        x = [100 * (float(s) - 1) for s in one]
-        for key, words in (("slower", "confirmed"), ("once", "suspected"), ("noisy", "undecided")):
-            axes.plot(x, [100 * r[key] for r in one.values()], "o-", label=words)
-        axes.axhline(95, linestyle=":", color="grey")
-        axes.axhline(1, linestyle=":", color="grey")
-        axes.set_xlabel("planted slow-down, %")
-        axes.set_ylabel("share of runs, %")
-        axes.legend(fontsize=8)
+        figure = figure_class(figsize=(8.0, 3.4), layout="constrained")
+        for axes, case in zip(figure.subplots(1, len(cases), sharey=True), cases, strict=True):
+            rates = case["rates"]
+            x = [100 * (float(s) - 1) for s in rates]
+            lines = (("slower", "confirmed"), ("once", "suspected"), ("noisy", "undecided"))
+            for key, words in lines:
+                axes.plot(x, [100 * r[key] for r in rates.values()], "o-", label=words)
+            axes.axhline(95, linestyle=":", color="grey")
+            axes.axhline(1, linestyle=":", color="grey")
+            axes.set_title(case["what"], fontsize=9)
+            axes.set_xlabel("planted slow-down, %")
+            axes.set_ylabel("share of runs, %")
+            axes.legend(fontsize=8)
         figure.savefig(path, metadata={"Date": None, "Creator": None})
 
 
 def main() -> int:
-    """0 where false alarms are at most 1 % and a slow-down of 5 % is found at 95 %."""
+    """0 where no case raises more than 1 % of false alarms, and one finds 5 % at 95 %."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("record", "curves"))
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=32)
-    parser.add_argument("--use-rounds", type=int, default=32, help="of each process, in curves")
-    parser.add_argument("--most", type=int, default=80, help="pairs, in curves")
     parser.add_argument("--runs", type=int, default=500)
     options = parser.parse_args()
     if options.what == "record":
         record(options.pairs, options.rounds)
         return 0
-    found = curves(options.runs, options.use_rounds, options.most)
+    found = curves(options.runs)
     (RESULTS / "bench-power.json").write_text(json.dumps(found, indent=2) + "\n")
     plot(found, RESULTS / "bench-power.svg")
-    one = found["cells"]["1"]
-    return 0 if one["1.00"]["slower"] <= 0.01 and one["1.05"]["slower"] >= 0.95 else 1
+    cases = found["cases"]
+    quiet = all(case["rates"]["1.00"]["slower"] <= 0.01 for case in cases.values())
+    return 0 if quiet and cases["default"]["rates"]["1.05"]["slower"] >= 0.95 else 1
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""vllm_load.py FOLDER: load a model in vLLM, in vLLM's environment; prints time and memory as JSON.
+"""vllm_load.py FOLDER [--sample]: load a model in vLLM and print time and memory as JSON.
 
+Runs in vLLM's own environment.
 Only the loading of weights counts (vllm/model_executor/model_loader/base_loader.py,
 `load_model`): making the modules, reading, checking, decompressing, and vLLM's own repacking.
 Memory is what the process holds beyond what it held before, pages of mapped files included
-(`VmHWM` of /proc/self/status), and without them (`RssAnon`, sampled).
+(`VmHWM` of /proc/self/status), and with `--sample` also without them (`RssAnon`; the thread that
+samples takes its share of the interpreter, so that such a run's seconds say nothing).
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ class Sampler(threading.Thread):
         return self.most
 
 
-def watch(found: dict[str, Any]) -> None:
+def watch(found: dict[str, Any], sample: bool) -> None:
     """Let vLLM's loader note time and memory in `found`."""
     loader: Any = import_module("vllm.model_executor.model_loader.base_loader").BaseModelLoader
     load = loader.load_model
@@ -55,24 +57,26 @@ def watch(found: dict[str, Any]) -> None:
     def timed(self: Any, *args: Any, **kwargs: Any) -> Any:
         before, anonymous = status("VmRSS"), status("RssAnon")
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew (man 5 proc)
-        sampler = Sampler()
-        sampler.start()
+        sampler = Sampler() if sample else None
+        if sampler is not None:
+            sampler.start()
         start = time.perf_counter()
         model = load(self, *args, **kwargs)
         found["seconds"] = time.perf_counter() - start
         found["peak"] = status("VmHWM") - before
-        found["peak_anonymous"] = sampler.end() - anonymous
+        if sampler is not None:
+            found["peak_anonymous"] = sampler.end() - anonymous
         found["after_anonymous"] = status("RssAnon") - anonymous
         return model
 
     loader.load_model = timed
 
 
-def main(folder: str) -> dict[str, Any]:
+def main(folder: str, sample: bool) -> dict[str, Any]:
     """Seconds and bytes."""
     found: dict[str, Any] = {}
     vllm: Any = import_module("vllm")
-    watch(found)
+    watch(found, sample)
     started = time.perf_counter()
     vllm.LLM(
         model=folder,
@@ -88,4 +92,4 @@ def main(folder: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1])))
+    print(json.dumps(main(sys.argv[1], "--sample" in sys.argv)))

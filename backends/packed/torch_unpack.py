@@ -62,23 +62,29 @@ def dense_torch(
         parts: of one linear, checked; on a CPU, or all on one other device, where the result
             then lies too. Peak memory is the result and one batch of row blocks.
     """
-    tensors = {k: v if isinstance(v, torch.Tensor) else to_torch(v) for k, v in parts.items()}
-    device = tensors["values"].device
+    device = next((v.device for v in parts.values() if isinstance(v, torch.Tensor)), None)
     out = torch.empty(spec.shape, dtype=dtype, device=device)
-    if device.type != "cpu":
+    fill_torch(spec, parts, out)
+    return out
+
+
+def fill_torch(
+    spec: PackedLinear, parts: Mapping[str, torch.Tensor] | Mapping[str, Array], out: torch.Tensor
+) -> None:
+    """As `dense_torch`, into `out` `[out, in]`, contiguous, on the device of the parts."""
+    tensors = {k: v if isinstance(v, torch.Tensor) else to_torch(v) for k, v in parts.items()}
+    if out.device.type != "cpu":
         _fill_on_device(spec, tensors, out)
-        return out
+        return
     arrays = {part: to_numpy(tensor) for part, tensor in tensors.items()}
-    if dtype == _TORCH[spec.values] and not spec.values.quantised:
-        raw = to_numpy(out)
-        fill(spec, arrays, 0, spec.shape[0], raw)
-        return out
+    if out.dtype == _TORCH[spec.values] and not spec.values.quantised:
+        fill(spec, arrays, 0, spec.shape[0], to_numpy(out))
+        return
     step = blocks_at_once(spec.shape[1]) * TILE_ROWS
     for r0 in range(0, spec.shape[0], step):
         r1 = min(r0 + step, spec.shape[0])
         codes = to_torch(unpack(spec, arrays, r0, r1))
         out[r0:r1] = _scaled(spec, codes, tensors.get("scales"), r0, r1)
-    return out
 
 
 def _scaled(

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.decide.ratio import Blocks
+from bench.decide.ratio import Blocks, ratio_of_medians
 from bench.decide.rule import Judged, Rule, confirm, judge_cells, precise
 
 Noise = NDArray[np.float64]  # [pairs, 2, rounds]: seconds of two equal sides, in order of time
 _RESAMPLES = 999
+_QUICK = 199  # where only the width is looked at
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,17 @@ def _measure(
 ) -> tuple[list[Judged], int]:
     stretches = [_stretch(noise, design.most, factor, draw) for factor in factors]
     count = max(design.least, rule.blocks_needed(len(factors)))
-    while True:
-        cells = [(base[:count], new[:count]) for base, new in stretches]
-        judged = judge_cells(cells, rule, paired=True, resamples=_RESAMPLES)
-        if count >= design.most or precise([cell.ratio for cell in judged], rule):
-            return judged, count
+    while count < design.most and not _precise(
+        [(b[:count], n[:count]) for b, n in stretches], rule
+    ):
         count = min(design.most, count + design.step)
+    cells = [(base[:count], new[:count]) for base, new in stretches]
+    return judge_cells(cells, rule, paired=True, resamples=_RESAMPLES), count
+
+
+def _precise(cells: Sequence[tuple[Blocks, Blocks]], rule: Rule) -> bool:
+    ratios = (ratio_of_medians(b, n, paired=True, resamples=_QUICK) for b, n in cells)
+    return precise(list(ratios), rule)
 
 
 def _stretch(

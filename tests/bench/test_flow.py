@@ -12,6 +12,7 @@ from bench.comparison import RunResult
 from bench.decide.rule import Rule
 from bench.flow import compare_now, compare_results, compare_with, run_one
 from bench.journal import read_lines
+from bench.pairs import MOST_ROUNDS
 from bench.readings import ProcessLine, Reading
 from bench.workloads import decode, prefill
 from exporter.errors import EngineUnfit, InputRefused, UsageError
@@ -212,3 +213,24 @@ def test_samples_nobody_asked_for_go_with_success_and_stay_without(
 def test_no_path_reaches_a_result(pair: Pair) -> None:
     text = json.dumps(compare_now(*pair, Fleet().how()).model_dump(mode="json"))
     assert str(pair[0].parent) not in text
+
+
+def test_short_readings_get_more_rounds_until_their_time_is_up(pair: Pair) -> None:
+    fleet = Fleet()
+    plan = replace(fleet.how((SMALL[0],)).plan, seconds=2.0)
+    found = run_one(pair[0], fleet.how((SMALL[0],), plan=plan))
+    seconds = 0.050 + 0.040 + 7 * 0.005  # settling, first token, seven more
+    rounds = {r.round for r in found.readings if r.process == 0}
+    assert rounds == set(range(len(rounds))) and len(rounds) % 2 == 0
+    assert 2.0 <= seconds * len(rounds) < 2.0 + 2.5 * seconds
+    endless = replace(plan, seconds=1e6)
+    many = run_one(pair[0], fleet.how((SMALL[0],), plan=endless))
+    assert {r.round for r in many.readings if r.process == 0} == set(range(MOST_ROUNDS))
+    assert many.settings.seconds == 1e6
+
+
+def test_rerun_does_not_check_the_same_bytes_again(pair: Pair) -> None:
+    found = compare_now(*pair, slow_new(1.2).how((SMALL[0],)))
+    assert found.verdict.status == "regression"
+    tested = {(p.run, p.process) for p in found.processes if p.selftest is not None}
+    assert tested == {(0, 0)} and {p.run for p in found.processes} == {0, 1}

@@ -80,7 +80,11 @@ def test_a_second_pass_revives_zeros_unless_they_are_pinned():
 
 
 def test_updates_beat_masks_and_alps_beats_sparsegpt():
-    weight, gram = problem(out=64, width=96, tokens=2000)
+    rng = np.random.default_rng(0)
+    shared = rng.standard_normal((2000, 24)) @ rng.standard_normal((24, 96)) / np.sqrt(24)
+    x = shared + 0.5 * rng.standard_normal((2000, 96))
+    weight = rng.standard_normal((64, 96)).astype(np.float32)
+    gram = (x.T @ x).astype(np.float32)
     share, norm = Unstructured(0.6), np.sqrt(np.diag(gram))
     error = {
         "magnitude": slow.output_error(weight, weight * magnitude(weight, share), gram),

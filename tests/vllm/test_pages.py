@@ -11,11 +11,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from backends.vllm.plugin.pages import UsedPages, give_back, mappings
+from backends.vllm.plugin import pages
+from backends.vllm.plugin.pages import Mapping, UsedPages, give_back, mappings, written_to
 
 MANY = 1 << 20
 pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/smaps").exists(), reason="the system has no /proc/self/smaps"
+    not Path("/proc/self/pagemap").exists(), reason="the system has no /proc/self/pagemap"
 )
 
 
@@ -56,7 +57,8 @@ def test_a_mapping_that_was_written_to_is_left_alone(path: Path) -> None:
         mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=3)
     values = np.frombuffer(mapped, np.uint8)
     values[-1] = 7  # a page of this process alone: dropping it would bring the old byte back
-    assert sum(found.changed for found in mappings()) > 0
+    (found,) = [each for each in mappings() if covers(each, values)]
+    assert written_to(found)
     give_back()
     assert values[-1] == 7
     del values
@@ -69,15 +71,52 @@ def test_a_tensor_in_plain_memory_is_not_touched() -> None:
     assert int(tensor.sum()) == MANY * (MANY - 1) // 2
 
 
+def test_a_mapping_that_was_only_read_is_known(path: Path) -> None:
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=3)
+    values = np.frombuffer(mapped, np.uint8)
+    assert values.any()
+    (found,) = [each for each in mappings() if covers(each, values)]
+    assert not written_to(found)
+    del values
+    mapped.close()
+
+
+def test_a_system_that_does_not_tell_of_pages_keeps_them(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert written_to(Mapping(0x1000, 0x3000)) is False, "nothing is mapped there"
+    monkeypatch.setattr(pages, "_PAGES", path.parent / "absent")
+    assert written_to(Mapping(0x1000, 0x3000))
+
+
+def test_a_large_file_is_looked_at_a_bounded_number_of_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[int] = []
+
+    def look() -> int:
+        looks.append(1)
+        return MANY * 8
+
+    monkeypatch.setattr(pages, "give_back", look)
+    used, tensor = UsedPages(step=1), torch.empty(128)
+    for _ in range(MANY * 8 // tensor.nbytes):
+        used.note(tensor)
+    assert len(looks) == pages.LOOKS
+
+
+def covers(mapping: Mapping, values: np.ndarray) -> bool:
+    return mapping.start <= values.ctypes.data < mapping.end
+
+
 def test_mappings_are_read_by_their_lines(tmp_path: Path) -> None:
     text = (
         "1000-3000 r--p 00000000 08:01 12  /models/my model.safetensors\n"
-        "Rss:   8 kB\nAnonymous:   4 kB\nVmFlags: rd\n"
-        "7000-8000 r--p 00000000 08:01 13  /usr/lib/libc.so\nAnonymous:   0 kB\n"
-        "9000-a000 rw-p 00000000 00:00 0\nAnonymous:   4 kB\n"
+        "7000-8000 r--p 00000000 08:01 13  /usr/lib/libc.so\n"
+        "9000-a000 rw-p 00000000 00:00 0\n"
     )
-    file = tmp_path / "smaps"
+    file = tmp_path / "maps"
     file.write_text(text)
-    ((start, end, changed),) = [(m.start, m.end, m.changed) for m in mappings(file)]
-    assert (start, end, changed) == (0x1000, 0x3000, 4096)
+    assert list(mappings(file)) == [Mapping(0x1000, 0x3000)]
     assert list(mappings(tmp_path / "absent")) == []

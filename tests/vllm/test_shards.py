@@ -64,6 +64,17 @@ def test_blocks_of_every_kind(how: How) -> None:
 
 
 @pytest.mark.parametrize("how", HOWS, ids=str)
+def test_blocks_come_right_into_the_rows_of_a_layer(how: How) -> None:
+    spec, parts, whole = pack_weight(weight(), how)
+    for block in BLOCKS:
+        r0, r1, c0, c1 = block
+        layer = torch.full((r1 - r0 + 3, c1 - c0), 7.0, dtype=whole.dtype)
+        PackedShard("P", spec).fill(parts, piece(block), layer[1:-2])
+        assert torch.equal(layer[1:-2], whole[r0:r1, c0:c1]), block
+        assert bool((layer[0] == 7).all() and (layer[-2:] == 7).all()), block
+
+
+@pytest.mark.parametrize("how", HOWS, ids=str)
 def test_blocks_that_stay_packed(how: How) -> None:
     spec, parts, whole = pack_weight(weight(), how)
     blocks = BLOCKS[:5] if how.group else BLOCKS  # a group cannot be cut through

@@ -34,7 +34,7 @@ _AVX512 = (
     + " -Wno-maybe-uninitialized"
 )
 _BF16 = f"{_AVX512} -mavx512vbmi -mavx512vbmi2 -mavx512bf16 -mavx512vnni"
-_COMMON_UNITS = ("isa", "pool", "weight", "run", "portable")
+_COMMON_UNITS = ("isa", "pool", "weight", "rows", "run", "portable")
 _X86_UNITS = {"avx2": (1, _AVX2), "avx512": (2, _AVX512), "avx512_bf16": (3, _BF16)}
 _SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -g -DSE_SANITIZE"
 

@@ -51,6 +51,14 @@ class Shard(Protocol):
         """
         ...
 
+    def fill(self, parts: Tensors, piece: Piece, out: torch.Tensor) -> None:
+        """Write the same into `out` `[piece.rows, piece.columns]`, in its type.
+
+        Raises:
+            InputRefused: as `dense`; `out` is then as it was.
+        """
+        ...
+
     def keep(self, parts: Tensors, piece: Piece, dtype: torch.dtype) -> Kept:
         """The same block packed, in memory of its own; a plain weight as kind "dense" in `dtype`.
 

@@ -72,8 +72,7 @@ class SparseExportLinearMethod(UnquantizedLinearMethod):
             if packed:
                 self._kept[index] = shard.keep(parts, piece, params_dtype)
                 return
-            rows = weight[piece.at : piece.at + piece.rows]
-            rows.copy_(shard.dense(parts, piece, params_dtype))
+            shard.fill(parts, piece, weight[piece.at : piece.at + piece.rows])
 
         self._gather = Gather(self._shards, take)
         replicated = isinstance(layer, ReplicatedLinear)

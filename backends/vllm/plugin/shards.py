@@ -12,7 +12,7 @@ from backends.packed.check import check, check_index
 from backends.packed.cut import cut
 from backends.packed.order import TILE_COLUMNS, TILE_ROWS
 from backends.packed.spec import PackedLinear, Parts
-from backends.packed.torch_unpack import dense_torch, to_numpy, to_torch
+from backends.packed.torch_unpack import dense_torch, fill_torch, to_numpy, to_torch
 from backends.packed.values import ValueType
 from backends.vllm.legacy.decode import decode_bitmask_torch
 from backends.vllm.plugin.gather import Tensors
@@ -52,6 +52,10 @@ class PlainShard:
         piece.fits(self.module, tuple(weight.shape))
         return weight[piece.r0 : piece.r1, piece.c0 : piece.c1].to(dtype)
 
+    def fill(self, parts: Tensors, piece: Piece, out: torch.Tensor) -> None:
+        """The block, rounded to the type of `out`."""
+        out.copy_(self.dense(parts, piece, out.dtype))
+
     def keep(self, parts: Tensors, piece: Piece, dtype: torch.dtype) -> Kept:
         """The block as kind "dense", in memory of its own."""
         weight = self.dense(parts, piece, dtype).clone()
@@ -90,15 +94,24 @@ class PackedShard:
             )
 
     def dense(self, parts: Tensors, piece: Piece, dtype: torch.dtype) -> torch.Tensor:
+        """The block's weights."""
+        out = torch.empty((piece.rows, piece.columns), dtype=dtype, device="cpu")
+        self.fill(parts, piece, out)
+        return out
+
+    def fill(self, parts: Tensors, piece: Piece, out: torch.Tensor) -> None:
         """The block's weights; of the values only the tiles that hold it are read."""
         # Tiles are cut by copying; the block may begin and end inside of one.
         r0, c0 = piece.r0 // TILE_ROWS * TILE_ROWS, piece.c0 // TILE_COLUMNS * TILE_COLUMNS
         r1 = min(-(-piece.r1 // TILE_ROWS) * TILE_ROWS, piece.shape[0])
         c1 = min(-(-piece.c1 // TILE_COLUMNS) * TILE_COLUMNS, piece.shape[1])
         spec, arrays = self._checked(parts, piece, (r0, r1, c0, c1))
-        weight = dense_torch(spec, arrays, dtype)
+        if spec.shape == tuple(out.shape) and out.is_contiguous() and out.device.type == "cpu":
+            fill_torch(spec, arrays, out)
+            return
+        weight = dense_torch(spec, arrays, out.dtype)
         row, column = piece.r0 - r0, piece.c0 - c0
-        return weight[row : row + piece.rows, column : column + piece.columns]
+        out.copy_(weight[row : row + piece.rows, column : column + piece.columns])
 
     def keep(self, parts: Tensors, piece: Piece, dtype: torch.dtype) -> Kept:
         """The block, still packed, in memory of its own."""
@@ -145,6 +158,10 @@ class LegacyShard:
     def dense(self, parts: Tensors, piece: Piece, dtype: torch.dtype) -> torch.Tensor:
         """The block's weights. The whole is decoded, since its rows have no index of columns."""
         return PlainShard(self.module).dense(self._decoded(parts), piece, dtype)
+
+    def fill(self, parts: Tensors, piece: Piece, out: torch.Tensor) -> None:
+        """The block's weights."""
+        out.copy_(self.dense(parts, piece, out.dtype))
 
     def keep(self, parts: Tensors, piece: Piece, dtype: torch.dtype) -> Kept:
         """The block, decoded."""

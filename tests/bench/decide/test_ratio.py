@@ -20,13 +20,24 @@ def test_centre_is_the_median_of_all_means_of_two() -> None:
         assert found == pytest.approx(statistics.median(means))
 
 
-def test_paired_ratio_is_that_of_medians_and_drift_cancels() -> None:
+def test_paired_ratio_is_the_median_of_its_rounds_and_drift_cancels() -> None:
     drift = np.linspace(1, 5, 8)
     base = [[1.0 * d, 1.1 * d, 0.9 * d] for d in drift]
-    new = [[1.5 * d, 9.0 * d, 1.4 * d] for d in drift]
+    new = [[1.5 * d, 9.0 * d, 1.3 * d] for d in drift]
     assert pair_ratios(base, new) == pytest.approx([1.5] * 8)
+    assert pair_ratios(new, base) == pytest.approx([1 / 1.5] * 8)
     found = ratio_of_medians(base, new, paired=True)
     assert (found.low, found.value, found.high) == pytest.approx((1.5, 1.5, 1.5))
+
+
+def test_drift_within_a_pair_cancels_round_by_round() -> None:
+    """A machine that slows down five-fold from round to round."""
+    base, new = [[1.0, 2.0, 5.0]] * 6, [[1.2, 2.4, 6.0]] * 6
+    assert pair_ratios(base, new) == pytest.approx([1.2] * 6)
+
+
+def test_pairs_of_unequal_rounds_take_the_ratio_of_medians() -> None:
+    assert pair_ratios([[1.0, 2.0, 3.0]], [[3.0, 5.0]]) == pytest.approx([2.0])
 
 
 def test_unpaired_ratio_pools_the_samples() -> None:

@@ -1,5 +1,6 @@
 // AVX2, FMA and F16C: tables expand a tile, 256-bit registers multiply it.
 #include "avx2_expand.h"
+#include "avx2_skip.h"
 
 namespace {
 
@@ -263,11 +264,43 @@ struct Codes : Int16Sums {
   }
 };
 
+// Few rows of x along the rows of strips, many by lists of columns; dense by panels.
+Form form(const Weight &w, int64_t m, int32_t flags) {
+  if (!w.strip) return usual_form(w, m, flags);
+  const bool few = m <= kFewRows;
+  if (integer(w.value)) return !few ? kLanesCodes : flags & SE_ACT16 ? kRowInt16 : kRowByte;
+  if (w.value == SE_BF16) return few ? kRowPairs : kLanesFromBf16;
+  return few ? kRowFloat : kLanesFloat;
+}
+
+template <template <int> class Row>
+void few(const Weight &w, const Prepared &x, const se_job &job, int32_t y_type, int64_t b0,
+         int64_t b1) {
+  const auto run = w.fixed == 4   ? few_rows<Row<4>>
+                   : w.fixed == 2 ? few_rows<Row<2>>
+                                  : few_rows<Row<0>>;
+  run(w, x, job, y_type, b0, b1);
+}
+
 void run(const Weight &w, const Prepared &x, const se_job &job, int32_t y_type, int64_t b0,
          int64_t b1) {
-  (integer(w.value) ? run_blocks<Codes> : run_blocks<Floats>)(w, x, job, y_type, b0, b1);
+  if (!w.strip)
+    return (integer(w.value) ? run_blocks<Codes> : run_blocks<Floats>)(w, x, job, y_type, b0, b1);
+  switch (x.form) {
+  case kRowPairs:
+    return few<RowBf16>(w, x, job, y_type, b0, b1);
+  case kRowByte:
+    return few<RowByte>(w, x, job, y_type, b0, b1);
+  case kRowInt16:
+    return few_rows<RowInt16<0>>(w, x, job, y_type, b0, b1);
+  case kRowFloat:
+    return (w.value == SE_FP16 ? few_rows<RowFp16<0>> : few_rows<RowFp32<0>>)(w, x, job, y_type, b0,
+                                                                              b1);
+  default:
+    return many_rows(w, x, job, y_type, b0, b1);
+  }
 }
 
 } // namespace
 
-const Kernels se::kAvx2 = {usual_form, prepare_rows, run, avx2_unpack};
+const Kernels se::kAvx2 = {form, prepare_rows, run, avx2_unpack};

@@ -188,9 +188,9 @@ template <int kOfRow> struct Vnni {
   }
 };
 
-Form form(int32_t value, int32_t flags) {
-  if (integer(value)) return flags & SE_ACT16 ? kTwoBytes : kByte;
-  return value == SE_BF16 ? kBf16 : kFloat;
+Form form(const Weight &w, int64_t, int32_t flags) {
+  if (integer(w.value)) return flags & SE_ACT16 ? kTwoBytes : kByte;
+  return w.value == SE_BF16 ? kBf16 : kFloat;
 }
 
 void run(const Weight &w, const Prepared &x, const se_job &job, int32_t y_type, int64_t b0,

@@ -11,6 +11,7 @@ constexpr int64_t kRows = 16, kCols = 64, kTile = kRows * kCols, kMaskBytes = kT
 constexpr int64_t kPad = 64;       // bytes behind a stream that a full register may read
 constexpr int64_t kFlushTiles = 8; // 512 columns of 16-bit times 8-bit products fit 32 bits
 constexpr int64_t kMaxLines = 192; // lines of x (rows, or planes of rows) a pass keeps sums of
+constexpr int64_t kLanes = 16;     // rows of x that stand side by side in the form kLanesOf...
 
 struct Weight {
   int32_t kind, value, isa;
@@ -18,6 +19,8 @@ struct Weight {
   int64_t groups, group_tiles; // groups of scales a row; tiles of one
   int64_t flush;           // tiles from one flush of sums to the next
   int64_t flushes;         // flushes of a row block
+  int64_t strip;           // tiles of a strip (rows.h); 0: the order of the file
+  int32_t fixed;           // strips: values of every 8 columns of a row; 0: not all alike
   const uint8_t *mask;     // [blocks, tiles, 128]; null where dense
   const uint8_t *values;   // streams of the row blocks; dense ones in tile order
   const int64_t *begins;   // [blocks]: first byte of each row block in `values`
@@ -27,8 +30,15 @@ struct Weight {
   int64_t bytes;
 };
 
-// How a kernel wants x. Blocked by tile: [tiles, m, 64] (planes: [tiles, m, 2, 64]).
-enum Form { kFloat, kFloatFromBf16, kInt16, kBf16, kByte, kTwoBytes, kForms };
+// How a kernel wants x. Blocked by tile: [tiles, m, 64] (planes: [tiles, m, 2, 64]). For strips in
+// plain rows [m, 64 tiles] (kPairs: of each 16 columns the even ones first), or with 16 rows of x
+// side by side: [ceil(m / 16), 64 tiles, 16].
+enum Form {
+  kFloat, kFloatFromBf16, kInt16, kBf16, kByte, kTwoBytes,
+  kRowFloat, kRowPairs, kRowByte, kRowInt16,
+  kLanesFloat, kLanesFromBf16, kLanesCodes,
+  kForms
+};
 
 struct Prepared {
   Form form;
@@ -45,7 +55,7 @@ struct Source {
 };
 
 struct Kernels {
-  Form (*form)(int32_t value, int32_t flags);
+  Form (*form)(const Weight &w, int64_t m, int32_t flags);
   // Rows [m0, m1) of x into `to`.
   void (*prepare)(const Source &from, const Prepared &to, int64_t m0, int64_t m1);
   // Row blocks [b0, b1) of one job.
@@ -68,7 +78,14 @@ inline int64_t bytes_of(int32_t value, int64_t count) {
   return value == SE_INT4 ? (count + 1) / 2 : count * (4 / step(value));
 }
 inline size_t form_bytes(Form form) {
-  return form == kByte ? 1 : form == kInt16 || form == kBf16 || form == kTwoBytes ? 2 : 4;
+  if (form == kByte || form == kRowByte) return 1;
+  const bool two = form == kInt16 || form == kBf16 || form == kTwoBytes || form == kRowInt16;
+  return two ? 2 : 4;
+}
+inline bool lanes(Form form) { return form >= kLanesFloat; }
+inline bool coded(Form form) {
+  return form == kInt16 || form == kByte || form == kTwoBytes || form == kRowByte ||
+         form == kRowInt16 || form == kLanesCodes;
 }
 
 typedef void (*Task)(void *context, int64_t part);

@@ -108,8 +108,8 @@ struct Int16Sums {
   static int32_t total(const int32_t *sums, int32_t) { return *sums; }
 };
 
-inline Form usual_form(int32_t value, int32_t) {
-  return integer(value) ? kInt16 : value == SE_BF16 ? kFloatFromBf16 : kFloat;
+inline Form usual_form(const Weight &w, int64_t, int32_t) {
+  return integer(w.value) ? kInt16 : w.value == SE_BF16 ? kFloatFromBf16 : kFloat;
 }
 
 // Place in a float panel [64, 16] of element e of a tile in steps of g columns.

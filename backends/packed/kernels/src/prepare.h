@@ -1,5 +1,8 @@
 // x into the form a kernel reads; compiled once for each instruction set, hence no linkage.
 #pragma once
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 #include <string.h>
 
 #include "core.h"
@@ -91,22 +94,108 @@ inline void store_floats(const Prepared &to, const float *x, int64_t at) {
   for (int i = 0; i < kCols; ++i) out[i] = float_of(to_bf16(x[i]) << 16);
 }
 
+inline void round_all(const float *x, float *out) {
+  for (int i = 0; i < kCols; ++i) out[i] = float_of(to_bf16(x[i]) << 16);
+}
+
+// 64 columns in plain rows.
+inline void store_row(const Prepared &to, const float *x, const int32_t *q, int64_t at) {
+  if (to.form == kRowByte) {
+    int8_t *out = (int8_t *)to.data + at;
+    for (int i = 0; i < kCols; ++i) out[i] = (int8_t)q[i];
+  } else if (to.form == kRowInt16) {
+    int16_t *out = (int16_t *)to.data + at;
+    for (int i = 0; i < kCols; ++i) out[i] = (int16_t)q[i];
+  } else if (to.form == kRowFloat) {
+    memcpy((float *)to.data + at, x, kCols * sizeof(float));
+  } else {
+    alignas(64) float rounded[kCols];
+    round_all(x, rounded);
+    float *out = (float *)to.data + at;
+    for (int i = 0; i < kCols; i += 16, out += 16)
+      for (int j = 0; j < 8; ++j)
+        out[j] = rounded[i + 2 * j], out[j + 8] = rounded[i + 2 * j + 1];
+  }
+}
+
+inline void store_columns(const Prepared &to, const float *x, const int32_t *q, int64_t m,
+                          int64_t c) {
+  if (to.form >= kRowFloat)
+    store_row(to, x, q, (m * to.tiles + c) * kCols);
+  else if (coded(to.form))
+    store_codes(to, q, (c * to.m + m) * kCols);
+  else
+    store_floats(to, x, (c * to.m + m) * kCols);
+}
+
+inline void scale_of(const Source &from, const Prepared &to, int64_t m, float &inverse) {
+  const float top = coded(to.form) ? largest(from, to.cols, m) : 0.f;
+  inverse = top > 0.f ? to.most / top : 0.f;
+  to.scale[m] = coded(to.form) ? top / to.most : 1.f;
+}
+
+// Columns [64 c, 64 c + 64) of 16 rows, one after the other, to 16 rows side by side.
+inline void stand_side_by_side(const float (*rows)[kCols], float *out) {
+#ifdef __AVX2__
+  for (int64_t half = 0; half < kLanes; half += 8)
+    for (int64_t k = 0; k < kCols; k += 8) {
+      __m256 a[8], b[8];
+      for (int i = 0; i < 8; ++i) a[i] = _mm256_load_ps(rows[half + i] + k);
+      for (int i = 0; i < 8; i += 2) {
+        b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]), b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+      }
+      for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; ++j) {
+          a[i + 2 * j] = _mm256_shuffle_ps(b[i + j], b[i + j + 2], 0x44);
+          a[i + 2 * j + 1] = _mm256_shuffle_ps(b[i + j], b[i + j + 2], 0xee);
+        }
+      for (int i = 0; i < 4; ++i) {
+        const __m256 low = _mm256_permute2f128_ps(a[i], a[i + 4], 0x20);
+        const __m256 high = _mm256_permute2f128_ps(a[i], a[i + 4], 0x31);
+        _mm256_store_ps(out + (k + i) * kLanes + half, low);
+        _mm256_store_ps(out + (k + i + 4) * kLanes + half, high);
+      }
+    }
+#else
+  for (int64_t k = 0; k < kCols; ++k)
+    for (int64_t i = 0; i < kLanes; ++i) out[k * kLanes + i] = rows[i][k];
+#endif
+}
+
+// Rows [m0, m1), m0 a multiple of 16. Lanes without a row of x of their own are zeros.
+inline void prepare_lanes(const Source &from, const Prepared &to, int64_t m0, int64_t m1) {
+  alignas(64) float x[kCols], rows[kLanes][kCols];
+  alignas(64) int32_t q[kCols];
+  for (; m0 < m1; m0 += kLanes) {
+    const int64_t count = m1 - m0 < kLanes ? m1 - m0 : kLanes;
+    float *out = (float *)to.data + m0 * to.tiles * kCols;
+    float inverse[kLanes];
+    for (int64_t i = 0; i < count; ++i) scale_of(from, to, m0 + i, inverse[i]);
+    memset(rows, 0, sizeof rows);
+    for (int64_t c = 0; c < to.tiles; ++c, out += kCols * kLanes) {
+      for (int64_t i = 0; i < count; ++i) {
+        columns(from, to.cols, m0 + i, c, to.form == kLanesFloat ? rows[i] : x);
+        if (to.form == kLanesFromBf16) round_all(x, rows[i]);
+        if (to.form != kLanesCodes) continue;
+        codes(x, inverse[i], (int32_t)to.most, q);
+        for (int k = 0; k < kCols; ++k) rows[i][k] = (float)q[k];
+      }
+      stand_side_by_side(rows, out);
+    }
+  }
+}
+
 inline void prepare_rows(const Source &from, const Prepared &to, int64_t m0, int64_t m1) {
-  const bool integers = to.form == kInt16 || to.form == kByte || to.form == kTwoBytes;
+  if (lanes(to.form)) return prepare_lanes(from, to, m0, m1);
   alignas(64) float x[kCols];
   alignas(64) int32_t q[kCols];
   for (int64_t m = m0; m < m1; ++m) {
-    const float top = integers ? largest(from, to.cols, m) : 0.f;
-    const float inverse = top > 0.f ? to.most / top : 0.f;
-    to.scale[m] = integers ? top / to.most : 1.f;
+    float inverse;
+    scale_of(from, to, m, inverse);
     for (int64_t c = 0; c < to.tiles; ++c) {
       columns(from, to.cols, m, c, x);
-      if (integers) {
-        codes(x, inverse, (int32_t)to.most, q);
-        store_codes(to, q, (c * to.m + m) * kCols);
-      } else {
-        store_floats(to, x, (c * to.m + m) * kCols);
-      }
+      if (coded(to.form)) codes(x, inverse, (int32_t)to.most, q);
+      store_columns(to, x, q, m, c);
     }
   }
 }

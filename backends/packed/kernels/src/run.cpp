@@ -2,7 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core.h"
+#include "rows.h"
 
 namespace se {
 namespace {
@@ -59,18 +59,19 @@ void prepare_part(void *context, int64_t part) {
 bool lay_out(Call &call, int32_t flags) {
   thread_local Scratch scratch;
   const Weight &w = *(const Weight *)call.jobs[0].linear;
-  const size_t elements = (size_t)(call.m * w.tiles * kCols);
-  size_t offsets[kForms], total = 0;
+  const size_t columns = (size_t)(w.tiles * kCols), whole = (size_t)(call.m + kLanes - 1) / kLanes;
+  size_t offsets[kForms], elements[kForms], total = 0;
   bool wanted[kForms] = {};
   for (int64_t j = 0; j < call.count; ++j) {
     const Weight &each = *(const Weight *)call.jobs[j].linear;
-    call.forms[j] = call.kernels->form(each.value, flags);
+    call.forms[j] = call.kernels->form(each, call.m, flags);
     wanted[call.forms[j]] = true;
   }
   for (int form = 0; form < kForms; ++form) {
     offsets[form] = total;
+    elements[form] = columns * (lanes((Form)form) ? whole * kLanes : (size_t)call.m);
     if (wanted[form])
-      total += (elements * form_bytes((Form)form) + 63 + (size_t)call.m * 4 + 63) / 64 * 64;
+      total += (elements[form] * form_bytes((Form)form) + 63 + (size_t)call.m * 4 + 63) / 64 * 64;
   }
   uint8_t *at = (uint8_t *)scratch.need(total);
   if (!at) return false;
@@ -80,7 +81,7 @@ bool lay_out(Call &call, int32_t flags) {
     if (!wanted[form]) continue;
     p.data = at + offsets[form];
     p.scale = (float *)(at + offsets[form] +
-                        (elements * form_bytes((Form)form) + 63) / 64 * 64);
+                        (elements[form] * form_bytes((Form)form) + 63) / 64 * 64);
   }
   return true;
 }
@@ -88,7 +89,8 @@ bool lay_out(Call &call, int32_t flags) {
 void prepare(Call &call) {
   const Weight &w = *(const Weight *)call.jobs[0].linear;
   const bool shared = call.m * w.cols > 1 << 16;
-  call.lines = shared ? (call.m + 15) / 16 : call.m;
+  // Whole groups of lanes: two threads must not write one cache line.
+  call.lines = shared ? (call.m + 16 * kLanes - 1) / (16 * kLanes) * kLanes : call.m;
   const int64_t parts = (call.m + call.lines - 1) / call.lines;
   if (shared)
     parallel(parts, prepare_part, &call);
@@ -178,6 +180,10 @@ int32_t se_unpack(const void *linear, int64_t b0, int64_t b1, float *out) {
   const Weight &w = *(const Weight *)linear;
   if (b0 < 0 || b1 > w.blocks || b0 > b1) return SE_INVALID;
   float tile[kTile];
+  if (w.strip) {
+    for (int64_t b = b0; b < b1; ++b) unpack_strips(w, b, out + (b - b0) * kRows * w.cols);
+    return SE_OK;
+  }
   for (int64_t b = b0; b < b1; ++b) {
     const uint8_t *at = w.values + w.begins[b];
     for (int64_t c = 0; c < w.tiles; ++c) {

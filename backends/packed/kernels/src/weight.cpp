@@ -5,7 +5,7 @@
 #include <sys/mman.h>
 #endif
 
-#include "core.h"
+#include "rows.h"
 
 namespace se {
 namespace {
@@ -167,7 +167,7 @@ Sizes sizes(const se_desc &d, const Weight &w, bool with_sums) {
 
 void fill(const se_desc &d, Weight &w, const Sizes &s) {
   uint8_t *at = (uint8_t *)w.arena;
-  if (s.mask) memcpy(at, d.mask, (size_t)d.mask_bytes);
+  uint8_t *mask = at;
   w.mask = s.mask ? at : nullptr;
   uint8_t *values = at += up(s.mask, 64);
   w.values = values;
@@ -177,8 +177,14 @@ void fill(const se_desc &d, Weight &w, const Sizes &s) {
       bytes_of(d.values_type, kTile * (d.kind == SE_NM ? d.n : 1) / (d.kind == SE_NM ? d.m : 1));
   for (int64_t b = 0; b < w.blocks; ++b)
     begins[b] = d.kind == SE_RAGGED ? bytes_of(d.values_type, d.starts[b]) : b * w.tiles * each;
-  d.kind == SE_DENSE ? to_tiles(d, w, values)
-                     : (void)memcpy(values, d.values, (size_t)d.values_bytes);
+  if (w.strip) {
+    to_strips(d, w, mask, values);
+  } else if (w.mask) {
+    memcpy(mask, d.mask, (size_t)d.mask_bytes);
+    memcpy(values, d.values, (size_t)d.values_bytes);
+  } else {
+    to_tiles(d, w, values);
+  }
   float *scales = (float *)(at += up(s.begins, 64));
   if (s.scales) fill_scales(d, w, scales);
   w.scales = s.scales ? scales : nullptr;
@@ -206,6 +212,7 @@ int32_t se_create(const se_desc *desc, int32_t isa, void **linear) {
   w.group_tiles = d.group ? d.group / kCols : w.tiles;
   w.flush = flush_tiles(d, w);
   w.flushes = divide_up(w.tiles, w.flush);
+  w.strip = d.kind == SE_DENSE || isa != SE_AVX2 ? 0 : strip_tiles(w);
   const bool with_sums = isa == SE_AVX512_BF16 && integer(d.values_type);
   const Sizes s = sizes(d, w, with_sums);
   Weight *made = (Weight *)malloc(sizeof(Weight));

@@ -1,0 +1,121 @@
+// From the file's order to strips and back to dense rows.
+#include "rows.h"
+
+#include <string.h>
+
+#include "values.h"
+
+namespace se {
+namespace {
+
+constexpr int64_t kMostStrip = 4; // 256 columns of 16 rows of x in float32 are half an L1 cache
+
+struct Order {
+  const se_desc *d;
+  Weight *w;
+  uint8_t *mask, *values;
+};
+
+// A strip with every value in its place, and which of them are kept.
+struct Grid {
+  uint8_t kept[kRows][kMostStrip * kCols / 8];
+  uint8_t values[kRows][kMostStrip * kCols][4];
+};
+
+int64_t gcd(int64_t a, int64_t b) { return b ? gcd(b, a % b) : a; }
+
+// One tile of the file into columns [64 t, 64 t + 64) of the grid; returns the next tile's values.
+const uint8_t *scatter(const Weight &w, const uint8_t *mask, const uint8_t *from, int64_t t,
+                       Grid &grid) {
+  const int64_t g = step(w.value), size = w.value == SE_INT4 ? 1 : 4 / g;
+  int64_t found = 0;
+  for (int64_t byte = 0; byte < kMaskBytes; ++byte)
+    for (uint32_t left = mask[byte]; left; left &= left - 1, ++found) {
+      const int64_t e = byte * 8 + __builtin_ctz(left);
+      const int64_t r = e / g % kRows, k = e / (kRows * g) * g + e % g + t * kCols;
+      grid.kept[r][k / 8] |= (uint8_t)(1 << k % 8);
+      uint8_t *to = grid.values[r][k];
+      if (w.value == SE_INT4)
+        *to = from[found / 2] >> (found % 2 * 4) & 15;
+      else
+        memcpy(to, from + found * size, (size_t)size);
+    }
+  return from + bytes_of(w.value, found);
+}
+
+// The grid's kept values in order; returns the place for the next strip's.
+uint8_t *gather(const Weight &w, const Grid &grid, int64_t width, uint8_t *to) {
+  const int64_t size = w.value == SE_INT4 ? 1 : 4 / step(w.value);
+  int64_t found = 0;
+  for (int64_t r = 0; r < kRows; ++r)
+    for (int64_t byte = 0; byte < width / 8; ++byte)
+      for (uint32_t left = grid.kept[r][byte]; left; left &= left - 1, ++found) {
+        const uint8_t *value = grid.values[r][byte * 8 + __builtin_ctz(left)];
+        if (w.value == SE_INT4)
+          to[found / 2] = (uint8_t)(found % 2 ? to[found / 2] | *value << 4 : *value);
+        else
+          memcpy(to + found * size, value, (size_t)size);
+      }
+  return to + bytes_of(w.value, found);
+}
+
+// begins[] holds for both orders: the file's int4 tiles are padded to bytes, strips never to more.
+void order_block(void *context, int64_t b) {
+  const Order &order = *(const Order *)context;
+  const Weight &w = *order.w;
+  const uint8_t *mask = order.d->mask + b * w.tiles * kMaskBytes;
+  const uint8_t *from = order.d->values + w.begins[b];
+  uint8_t *to = order.values + w.begins[b], *out = order.mask + b * w.tiles * kMaskBytes;
+  Grid grid;
+  for (int64_t c = 0; c < w.tiles; c += w.strip) {
+    const int64_t width = strip_width(w, c);
+    memset(grid.kept, 0, sizeof grid.kept);
+    for (int64_t t = 0; t < width / kCols; ++t, mask += kMaskBytes)
+      from = scatter(w, mask, from, t, grid);
+    to = gather(w, grid, width, to);
+    for (int64_t r = 0; r < kRows; ++r, out += width / 8)
+      memcpy(out, grid.kept[r], (size_t)width / 8);
+  }
+}
+
+int32_t fixed_count(const se_desc &d, const uint8_t *mask) {
+  if (d.kind != SE_NM || d.m > 8) return 0;
+  const int32_t count = 8 * d.n / d.m;
+  for (int64_t i = 0; i < d.mask_bytes; ++i)
+    if (__builtin_popcount(mask[i]) != count) return 0;
+  return count;
+}
+
+} // namespace
+
+int64_t strip_tiles(const Weight &w) {
+  if (w.value == SE_FP8) return 0;
+  return integer(w.value) ? gcd(w.flush, kMostStrip) : kMostStrip;
+}
+
+void to_strips(const se_desc &d, Weight &w, uint8_t *mask, uint8_t *values) {
+  Order order = {&d, &w, mask, values};
+  parallel(w.blocks, order_block, &order);
+  w.fixed = fixed_count(d, mask);
+}
+
+void unpack_strips(const Weight &w, int64_t b, float *out) {
+  const uint8_t *mask = w.mask + b * w.tiles * kMaskBytes, *values = w.values + w.begins[b];
+  memset(out, 0, (size_t)(kRows * w.cols) * sizeof(float));
+  for (int64_t c = 0; c < w.tiles; c += w.strip) {
+    const int64_t width = strip_width(w, c);
+    int64_t found = 0;
+    for (int64_t r = 0; r < kRows; ++r)
+      for (int64_t byte = 0; byte < width / 8; ++byte, ++mask)
+        for (uint32_t left = *mask; left; left &= left - 1, ++found) {
+          const int64_t k = c * kCols + byte * 8 + __builtin_ctz(left);
+          if (k >= w.cols) continue; // a filler of N:M
+          const float *scales =
+              w.scales ? w.scales + (b * w.groups + k / kCols / w.group_tiles) * kRows : nullptr;
+          out[r * w.cols + k] = value_at(w.value, values, found) * (scales ? scales[r] : 1.f);
+        }
+    values += bytes_of(w.value, found);
+  }
+}
+
+} // namespace se
