@@ -15,6 +15,7 @@ from exporter.errors import VerificationFailed
 from exporter.store.checkpoint import Checkpoint
 from exporter.store.jsonio import read_json, write_json
 from harness.compare.matrix import ONESHOT, Cell
+from harness.prune.run import MASKS
 
 Say = Callable[[str], None]
 
@@ -79,7 +80,10 @@ def _run_cell(
     score = folder / "score.json"
     scored = trained / "base" if (trained / "base").is_dir() else trained
     adapter = ["--adapter", str(trained)] if scored != trained else []
-    words = ["eval", str(scored), *adapter, "--data", budget.held_out, "-o", str(score)]
+    masks = scored / MASKS
+    given_masks = ["--masks", str(masks)] if masks.is_file() else []
+    words = ["eval", str(scored), *adapter, *given_masks, "--data", budget.held_out]
+    words += ["-o", str(score)]
     words += ["--length", str(budget.eval_length)]
     if budget.eval_tokens is not None:
         words += ["--tokens", str(budget.eval_tokens)]
