@@ -174,7 +174,7 @@ def test_what_the_mask_takes_from_a_pooled_delta_has_the_closed_form():
             block = ~kept.numpy()[np.ix_(a == i, b == j)]
             rho = block.mean()
             sizes = (a == i).sum() / (b == j).sum()
-            want += 1.7**2 * rho * sizes * float(layer.g[i, j]) ** 2
+            want += 1.7**2 * rho * sizes * float(layer.g.detach()[i, j]) ** 2
     got = layer.delta().masked_fill(kept, 0.0).square().sum()
     assert float(got) == pytest.approx(want, rel=1e-5)
 
