@@ -49,7 +49,7 @@ check: $(STAMP) ## Lint, format, types (pyright strict) and the import contract
 bench: $(STAMP) runtime ## Time sparse against dense (SmolLM2 and 1.1 B) on DeepSparse; build/bench/*.json
 	$(BIN)/python -m scripts.bench
 
-bench-kernels: $(STAMP) ## Time the CPU kernels against dense twins and torch; build/bench/kernels.json
+bench-kernels: $(STAMP) ## Time the CPU kernels against dense twins, torch and DeepSparse; build/bench/kernels.*
 	$(BIN)/python -m scripts.bench_kernels $(ARGS)
 
 bench-memory: $(STAMP) ## Peak memory of lowering on models of 1, 2, 4 and 8 GB; needs 30 GB of disk

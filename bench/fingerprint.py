@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bench.ceiling import read_bytes_per_second
 from bench.meters import nvml_devices
 from bench.parts import Fingerprint, Gpu
 
@@ -37,8 +38,8 @@ _CPU = Path("/sys/devices/system/cpu")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def fingerprint(packages: Sequence[str] = PACKAGES) -> Fingerprint:
-    """The machine as it is now."""
+def fingerprint(packages: Sequence[str] = PACKAGES, *, ceiling: bool = False) -> Fingerprint:
+    """The machine as it is now; `ceiling`: measure how fast it reads memory, too."""
     model, flags = read_cpuinfo(_text(Path("/proc/cpuinfo")) or "")
     return Fingerprint(
         cpu=model or platform.machine(),
@@ -54,6 +55,7 @@ def fingerprint(packages: Sequence[str] = PACKAGES) -> Fingerprint:
         cpu_quota=read_quota(_text(_CGROUP / "cpu.max")),
         memory_limit=_number(_text(_CGROUP / "memory.max")),
         temperature=read_temperature(Path("/sys/class/thermal")),
+        read_bytes_per_second=read_bytes_per_second() if ceiling else None,
         gpus=read_gpus(),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),

@@ -57,7 +57,7 @@ def run_one(folder: Path, how: How) -> RunResult:
         VerificationFailed, UsageError, InputRefused, EngineUnfit: as `measure_processes`.
     """
     need("scipy.stats")  # now, not after minutes of measuring
-    machine, artefact = fingerprint(), open_artefact(folder)
+    machine, artefact = fingerprint(ceiling=True), open_artefact(folder)
     with tools_of(how, "run", [artefact], machine) as tools:
         lines = measure_processes([artefact], how.plan, how.rule, tools)
         return run_result(artefact, lines, how, machine)
@@ -95,7 +95,7 @@ def compare_now(base: Path, new: Path, how: How) -> CompareResult:
         As `run_one`.
     """
     need("scipy.stats")
-    machine = fingerprint()
+    machine = fingerprint(ceiling=True)
     pair = [open_artefact(base), open_artefact(new)]
     require_pair(*pair)
     with tools_of(how, "compare", pair, machine) as tools:

@@ -14,7 +14,7 @@ from bench.files import write_text
 from bench.history import read_history
 from bench.overhead import measure_overhead
 from bench.progress import Bar
-from bench.served import Load, measure_served
+from bench.served import Load, ServedResult, measure_served
 from bench.verdict import Exit
 from exporter.commands.terminal import interruptible
 
@@ -74,8 +74,16 @@ def serve_and_tell(load: Load, json_out: Path | None) -> None:
     """
     with interruptible(), Bar(Console(stderr=True)) as bar:
         result = measure_served(load, bar.progress)
+    show_served(result, load.url)
+    if json_out is not None:
+        write_text(json_out, result.model_dump_json(indent=2) + "\n")
+    raise typer.Exit(Exit.NOT_MEASURED if result.wrong else Exit.FINE)
+
+
+def show_served(result: ServedResult, where: str) -> None:
+    """A server's table."""
     table = Table(
-        "", "median or rate", "p90", "p95", "p99", "n", title=f"{load.url}, {result.loop}"
+        "", "median or rate", "p90", "p95", "p99", "n", title=f"{where}, {result.loop} loop"
     )
     for f in result.figures:
         scale, name = (1e3, f"{f.metric}, ms") if f.unit == "s" else (1.0, f"{f.metric}, {f.unit}")
@@ -88,11 +96,9 @@ def serve_and_tell(load: Load, json_out: Path | None) -> None:
         table.add_row(name, value, *(tail or ["", "", ""]), str(f.n))
     console = Console()
     console.print(table)
+    mixed_up = "" if result.foreign is None else f"{result.foreign} of another request, "
     console.print(
         f"{result.answered} of {result.sent} answered in {result.seconds:.1f} s, "
-        f"{result.lost} lost, {result.short} of another length; {result.client}",
+        f"{result.lost} lost, {mixed_up}{result.short} of another length; {result.client}",
         highlight=False,
     )
-    if json_out is not None:
-        write_text(json_out, result.model_dump_json(indent=2) + "\n")
-    raise typer.Exit(Exit.NOT_MEASURED if result.lost or result.short else Exit.FINE)

@@ -48,6 +48,9 @@ class Fingerprint(Frozen):
     cpu_quota: float | None = Field(default=None, description="cores a cgroup allows; null: all")
     memory_limit: int | None = Field(default=None, description="bytes a cgroup allows; null: all")
     temperature: float | None = Field(default=None, description="hottest zone, Celsius")
+    read_bytes_per_second: float | None = Field(
+        default=None, description="plain reading of memory by all threads; null: not measured"
+    )
     gpus: list[Gpu] = []
     system: str
     python: str

@@ -100,7 +100,7 @@ def ab(
     """
     options = options or AbOptions()
     need("scipy.stats")  # now, not after minutes of measuring
-    machine = fingerprint()
+    machine = fingerprint(ceiling=True)
     pair = (open_artefact(dense), open_artefact(sparse))
     require_pair(*pair)
     how = How(

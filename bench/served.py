@@ -12,12 +12,13 @@ import statistics
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
+from bench.attribution import ECHO, count_foreign, take_prompts, write_prompts
 from bench.comparison import Figure
 from bench.decide.percentiles import percentiles
 from bench.fingerprint import fingerprint
@@ -83,11 +84,19 @@ class ServedResult(Frozen):
     answered: int
     lost: int = Field(description="sent and not answered, or answered with an error")
     short: int = Field(description="answered with another number of tokens than was asked for")
+    foreign: int | None = Field(
+        default=None, description="answers to another request; null without --prompts, or an echo"
+    )
     figures: list[Figure]
     errors: list[str]
     client: str
     fingerprint: Fingerprint
     requests: list[Request]
+
+    @property
+    def wrong(self) -> bool:
+        """Whether any request was lost, shortened, or answered with the text of another."""
+        return bool(self.lost or self.short or self.foreign)
 
 
 def measure_served(
@@ -103,19 +112,27 @@ def measure_served(
         progress("served", 0, 1)
     argv, env, name = _client() if client is None else (list(client), None, "client")
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "result.json")
+        out, prompts = Path(folder, "result.json"), None
+        if load.prompts is not None:
+            prompts = take_prompts(load.prompts, load.requests)
+            load = replace(load, prompts=Path(folder, "prompts.jsonl"))
+            write_prompts(prompts, Path(folder, "prompts.jsonl"))
         _run([*argv, *client_options(load, out)], env, load.timeout)
         if not out.is_file():
             raise EngineUnfit("engine-refused", "the client wrote no result")
         raw: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-    return served_result(raw, load, name)
+    result = served_result(raw, load, name)
+    if prompts is None:
+        return result
+    foreign = count_foreign(prompts, raw["generated_texts"], raw["errors"])
+    return result.model_copy(update={"foreign": foreign})
 
 
 def client_options(load: Load, out: Path) -> list[str]:
     """Options of `vllm bench serve` (vllm/benchmarks/serve.py, 0.32.0)."""
     data = (
         ["--dataset-name", "custom", "--dataset-path", str(load.prompts), "--skip-chat-template",
-         "--custom-output-len", str(load.new_tokens)]
+         "--custom-output-len", str(load.new_tokens), *ECHO]
         if load.prompts is not None
         else ["--dataset-name", "random", "--random-input-len", str(load.prompt_tokens),
               "--random-output-len", str(load.new_tokens)]

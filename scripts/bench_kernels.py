@@ -1,4 +1,4 @@
-"""Time the CPU kernels against their dense twins and torch; build/bench/kernels.json."""
+"""Time the CPU kernels against their dense twins, torch and DeepSparse; build/bench/kernels.*."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from backends.packed.kernels.library import library
+from bench.fingerprint import fingerprint
+from bench.kernels.page import kernels_html
+from bench.kernels.peer import deepsparse_worker
 from bench.kernels.run import block
 
 SHAPES = ((2048, 5632), (4096, 11008))
@@ -15,28 +18,53 @@ PATTERNS = ("50%", "60%", "70%", "80%", "90%", "2:4", "2:8")
 
 
 def main() -> None:
-    """Run all blocks and write the JSON."""
+    """Run the blocks, one for each shape and M, and write JSON and HTML after each."""
+    given = _arguments()
+    found: dict[str, Any] = {"ratios": [], "times": []}
+    if given.add and given.out.exists():
+        found = json.loads(given.out.read_text())
+    threads = library().threads
+    found |= {"isa": library().choose().label, "threads": threads, "cpu": fingerprint().cpu}
+    with deepsparse_worker(threads, not given.no_deepsparse) as worker:
+        for shape in (SHAPES[i] for i in given.shapes):
+            for m in given.rows:
+                calls = given.calls if m < 64 else 1
+                values, total = ("bf16", "int8"), given.megabytes << 20
+                part = block(
+                    shape, m, given.patterns, values, total, given.rounds, calls, worker
+                )  # fmt: skip
+                found["deepsparse"] = worker.facts if worker else found.get("deepsparse")
+                _put(found, part, shape, m)
+                show(part)
+                write(found, given.out)
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/bench/kernels.json"))
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 128], help="M")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--calls", type=int, default=4)
     parser.add_argument("--megabytes", type=int, default=160, help="working set of a case")
-    parser.add_argument("--shapes", type=int, default=len(SHAPES), help="the first so many")
+    parser.add_argument("--shapes", type=int, nargs="+", default=[0, 1], help="by number")
     parser.add_argument("--patterns", nargs="+", default=list(PATTERNS))
-    given = parser.parse_args()
-    found: dict[str, Any] = {"isa": library().choose().label, "threads": library().threads}
-    found |= {"ratios": [], "times": []}
-    for shape in SHAPES[: given.shapes]:
-        for m in given.rows:
-            calls = given.calls if m < 64 else 1
-            values, total = ("bf16", "int8"), given.megabytes << 20
-            part = block(shape, m, given.patterns, values, total, given.rounds, calls)
-            found["ratios"] += part["ratios"]
-            found["times"] += part["times"]
-            show(part)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(found, indent=1) + "\n")
+    parser.add_argument("--add", action="store_true", help="keep other blocks of an earlier run")
+    parser.add_argument("--no-deepsparse", action="store_true")
+    return parser.parse_args()
+
+
+def _put(found: dict[str, Any], part: dict[str, Any], shape: tuple[int, int], m: int) -> None:
+    here = (*shape, m)
+    for kind in ("ratios", "times"):
+        others = [each for each in found[kind] if (each["n"], each["k"], each["m"]) != here]
+        found[kind] = others + part[kind]
+
+
+def write(found: dict[str, Any], out: Path) -> None:
+    """The JSON, and the page beside it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(found, indent=1) + "\n")
+    out.with_suffix(".html").write_text(kernels_html(found))
 
 
 def show(part: dict[str, Any]) -> None:
@@ -48,7 +76,7 @@ def show(part: dict[str, Any]) -> None:
     for each in part["ratios"]:
         span = f"{each['low']:.2f} to {each['high']:.2f}"
         head = f"  {each['values']} {each['pattern']:4} / {each['against']:10}"
-        print(f"{head} {each['ratio']:.2f} ({span})")
+        print(f"{head} {each['ratio']:.2f} ({span})", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from bench.decide.ratio import Blocks, ratio_of_medians
 from bench.decide.rule import Judged, Rule, confirm, judge_cells, precise
 
 Noise = NDArray[np.float64]  # [pairs, 2, rounds]: seconds of two equal sides, in order of time
-_RESAMPLES = 999
-_QUICK = 199  # where only the width is looked at
+_RESAMPLES = 499  # a tenth of what a real run draws: a simulation has hundreds of runs
+_QUICK = 99  # where only the width is looked at
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,12 +25,23 @@ Array = NDArray[Any]
 class Case:
     """One thing to time: `calls` run one after the other, each on a copy of its own.
 
-    `bytes` is what one call reads of the weight.
+    `bytes` is what one call reads of the weight. A case of another process has no calls but
+    `elsewhere`, which makes a number of them there and answers the seconds of one.
     """
 
     name: str
     calls: tuple[Callable[[], object], ...]
     bytes: int
+    elsewhere: Callable[[int], float] | None = None
+
+    def seconds(self, first: int, calls: int) -> float:
+        """Seconds of one of `calls` calls, on the copies from number `first` on."""
+        if self.elsewhere:
+            return self.elsewhere(calls)
+        begin = time.perf_counter()
+        for i in range(first, first + calls):
+            self.calls[i % len(self.calls)]()
+        return (time.perf_counter() - begin) / calls
 
 
 def kernel_case(
@@ -78,19 +91,23 @@ def _x(m: int, columns: int) -> Array:
     return np.random.default_rng(1).standard_normal((m, columns)).astype(np.float32)
 
 
+@lru_cache(1)
+def _weight(shape: tuple[int, int]) -> Array:
+    return np.random.default_rng(2).standard_normal(shape, np.float32)
+
+
 def _linear(
     shape: tuple[int, int], values: ValueType, pattern: str
 ) -> tuple[PackedLinear, dict[str, Array]]:
-    rng = np.random.default_rng(0)
-    weight = rng.standard_normal(shape).astype(np.float32)
+    rng, weight = np.random.default_rng(0), _weight(shape)
     kind, n, m, kept = "ragged", 0, 0, np.ones(shape, np.bool_)
     if pattern == "dense":
         kind = "dense"
     elif pattern.endswith("%"):
-        kept = rng.random(shape) >= float(pattern[:-1]) / 100
+        kept = rng.random(shape, np.float32) >= float(pattern[:-1]) / 100
     else:
         kind, (n, m) = "nm", tuple(map(int, pattern.split(":")))
-        order = rng.random((shape[0], shape[1] // m, m)).argsort(axis=-1)
+        order = rng.random((shape[0], shape[1] // m, m), np.float32).argsort(axis=-1)
         kept = (order < n).reshape(shape)
     scales = None
     codes: Array = weight.astype(values.codes)

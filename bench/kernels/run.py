@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from backends.packed.kernels.library import library
 from bench.kernels.cases import Case, kernel_case, torch_case
+from bench.kernels.peer import Worker, case_name, sparsity
 from bench.stats import median_interval, speedup_interval
 
 __all__ = ["block", "read_ceiling", "time_rounds"]
@@ -30,12 +30,8 @@ def time_rounds(cases: Sequence[Case], rounds: int, calls: int) -> dict[str, lis
     for _ in range(rounds):
         for index in rng.permutation(len(cases)):
             case = cases[index]
-            first = at[case.name]
-            begin = time.perf_counter()
-            for i in range(first, first + calls):
-                case.calls[i % len(case.calls)]()
-            found[case.name].append((time.perf_counter() - begin) / calls)
-            at[case.name] = first + calls
+            found[case.name].append(case.seconds(at[case.name], calls))
+            at[case.name] += calls
     return found
 
 
@@ -48,7 +44,7 @@ def read_ceiling(megabytes: int = 256) -> Case:
 
 def block(
     shape: tuple[int, int], m: int, patterns: Sequence[str], values: Sequence[str],
-    total: int, rounds: int, calls: int,
+    total: int, rounds: int, calls: int, worker: Worker | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """One shape and M: `ratios` as build/bench/kernels.json has them, `times` and `bandwidth`."""
     cases = [kernel_case(f"dense-{v}", shape, v, "dense", m, total) for v in values]
@@ -58,22 +54,38 @@ def block(
         torch_case("torch-fp32", shape, m, total, half=False),
         read_ceiling(),
     ]
+    cases += worker.cases(shape, m, patterns) if worker else []
     time_rounds(cases, 1, 1)
     times = time_rounds(cases, rounds, calls)
     against = [f"dense-{v}" for v in values] + ["torch-bf16", "torch-fp32"]
-    return {
-        "ratios": [
-            _ratio(shape, m, p, v, other, times)
+    ratios = [
+        _ratio(shape, m, p, v, other, times) for v in values for p in patterns for other in against
+    ]
+    if worker:
+        ratios += [
+            _ratio(shape, m, p, v, case_name(sparsity(p)), times) | {"against": "deepsparse"}
             for v in values
             for p in patterns
-            for other in against
-        ],
+        ]
+    return {
+        "ratios": ratios
+        + [_bandwidth(shape, m, cases, v, p, times) for v in values for p in patterns],
         "times": [
             {"m": m, "k": shape[1], "n": shape[0], "case": c.name, "ms": _ms(times[c.name])}
             | {"gb_per_second": c.bytes / float(np.median(times[c.name])) / 1e9}
             for c in cases
         ],
     }
+
+
+def _bandwidth(
+    shape: tuple[int, int], m: int, cases: Sequence[Case], values: str, pattern: str, times: Times
+) -> dict[str, Any]:
+    """Bytes a second over those of plain reading in the same round."""
+    size = {case.name: case.bytes for case in cases}
+    found = _ratio(shape, m, pattern, values, "read", times)
+    share = size[f"{values} {pattern}"] / size["read"]
+    return found | {key: found[key] * share for key in ("ratio", "low", "high")}
 
 
 def _ms(seconds: list[float]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.comparison import CompareResult
+from bench.comparison import CompareResult, RunResult
 from bench.extras import need
 from bench.render.plot import DENSE_COLOUR, SPARSE_COLOUR, inline
 from bench.render.rows import Result, sides
@@ -94,7 +94,10 @@ def _batches(axes: Any, result: Result) -> None:
 
 
 def _roofline(axes: Any, result: Result) -> None:
-    """Where decode lies: tokens/s against bytes read a token, on lines of equal bandwidth."""
+    """Where decode lies: tokens/s against bytes read a token, on lines of equal bandwidth.
+
+    The full line is what this machine reads at most.
+    """
     speeds: list[float] = []
     for name, info, workloads in sides(result):
         for w in workloads:
@@ -109,9 +112,15 @@ def _roofline(axes: Any, result: Result) -> None:
         return
     found = [info.weight_bytes for _, info, _ in sides(result) if info.weight_bytes]
     span = np.array([min(found) / 2, max(found) * 2])
-    for speed in (max(speeds), max(speeds) / 2):
-        axes.plot(span, speed / span, linestyle=":", color=DENSE_COLOUR, linewidth=1)
-        axes.annotate(f"{speed / 1e9:.3g} GB/s", (span[1], speed / span[1]), fontsize=7, ha="right")
+    machine = result.fingerprint if isinstance(result, RunResult) else result.new_fingerprint
+    ceiling = machine.read_bytes_per_second
+    lines = [(max(speeds), ":", ""), (max(speeds) / 2, ":", "")]
+    lines += [(ceiling, "-", ", plain reading")] if ceiling else []
+    for speed, style, words in lines:
+        axes.plot(span, speed / span, linestyle=style, color=DENSE_COLOUR, linewidth=1)
+        axes.annotate(
+            f"{speed / 1e9:.3g} GB/s{words}", (span[1], speed / span[1]), fontsize=7, ha="right"
+        )
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("bytes of weights read a token", fontsize=8)

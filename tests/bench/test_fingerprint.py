@@ -10,6 +10,7 @@ import pytest
 
 from bench import fingerprint as module
 from bench.fingerprint import fingerprint, read_cpuinfo, read_meminfo
+from exporter.errors import EngineUnfit
 
 _CPUINFO = """processor\t: 0
 model name\t: Some CPU @ 2.00GHz
@@ -18,6 +19,18 @@ flags\t\t: fpu avx2 fma avx512f avx512_vnni
 processor\t: 1
 model name\t: Other
 """
+
+
+def test_reading_speed_is_measured_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fingerprint().read_bytes_per_second is None
+    found = fingerprint(ceiling=True).read_bytes_per_second
+    assert found is not None and 1e8 < found < 1e13
+
+    def missing() -> object:
+        raise EngineUnfit("engine-missing", "not built")
+
+    monkeypatch.setattr("backends.packed.kernels.library.library", missing)
+    assert fingerprint(ceiling=True).read_bytes_per_second is None
 
 
 def test_cpu_and_flags_are_those_of_the_first_core() -> None:

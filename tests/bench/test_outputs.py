@@ -19,6 +19,7 @@ from bench.journal import Line
 from bench.load import read_result, read_run
 from bench.outputs import KINDS, Outputs
 from bench.readings import ProcessLine, Reading
+from bench.render.result_plot import result_plots_svg
 from bench.results import ab_schema
 from bench.run import AbOptions, ab
 from bench.suite import suite_schema
@@ -136,6 +137,17 @@ def test_html_holds_its_plots_and_nothing_from_outside(
         assert text in page
     one = write_all(run_one(pair[0], Fleet().how()), tmp_path)["html"]
     assert one.count("<svg") == 1 and not OUTSIDE.search(one)
+
+
+def test_roofline_has_the_machines_own_line_where_it_was_measured(pair: Pair) -> None:
+    result = run_one(pair[0], Fleet().how((decode(1, 16, 8),)))
+    unknown = result.fingerprint.model_copy(update={"read_bytes_per_second": None})
+    ceiling = result.fingerprint.model_copy(update={"read_bytes_per_second": 1e10})
+    plots = [
+        result_plots_svg(result.model_copy(update={"fingerprint": each}))
+        for each in (unknown, ceiling)
+    ]
+    assert plots[0].count("<path") < plots[1].count("<path")
 
 
 def test_wrong_outputs_are_refused_before_measuring(tmp_path: Path) -> None:

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
+from bench.attribution import count_foreign, take_prompts
 from bench.served import Load, client_options, measure_served, served_result
-from exporter.errors import EngineUnfit
+from exporter.errors import EngineUnfit, InputRefused
 from tests.bench.openai_server import Manner, served
 from tests.tiny import save_tiny
 
 
 def load(**more: Any) -> Load:
-    return Load(
-        "http://127.0.0.1:9/v1", "toy", Path("tok"), new_tokens=3, **{"requests": 4, **more}
-    )
+    given: dict[str, Any] = {"requests": 4, **more}
+    return Load("http://127.0.0.1:9/v1", "toy", Path("tok"), new_tokens=3, **given)
 
 
 def detailed(**more: Any) -> dict[str, Any]:
@@ -67,13 +67,7 @@ def test_a_server_that_answers_nothing_is_not_a_result() -> None:
 
 
 def test_a_client_is_run_and_its_failures_are_typed(tmp_path: Path) -> None:
-    program = tmp_path / "client.py"
-    program.write_text(
-        "import sys, pathlib\n"
-        "out = dict(zip(sys.argv, sys.argv[1:]))\n"
-        f"text = {json.dumps(json.dumps(detailed()))}\n"
-        "pathlib.Path(out['--result-dir'], out['--result-filename']).write_text(text)\n"
-    )
+    program = _plain(tmp_path)
     found = measure_served(load(), client=[sys.executable, str(program)])
     assert found.answered == 3 and str(tmp_path) not in found.model_dump_json()
     program.write_text("import sys; sys.exit('no route')")
@@ -87,6 +81,50 @@ def test_a_client_is_run_and_its_failures_are_typed(tmp_path: Path) -> None:
     program.write_text("import time; time.sleep(60)")
     with pytest.raises(EngineUnfit, match="engine-timeout"):
         measure_served(load(timeout=0.3), client=[sys.executable, str(program)])
+
+
+def test_answers_of_another_request_are_counted(tmp_path: Path) -> None:
+    """A client that hands the first two of four answers to one another; the last one is lost."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"Request {i}."}) + "\n" for i in range(3)))
+    texts = ["Request 1. a", "Request 0. a", "Request 2. a", ""]
+    program = tmp_path / "client.py"
+    program.write_text(
+        "import sys, pathlib\n"
+        "out = dict(zip(sys.argv, sys.argv[1:]))\n"
+        f"text = {json.dumps(json.dumps(detailed(generated_texts=texts)))}\n"
+        "pathlib.Path(out['--result-dir'], out['--result-filename']).write_text(text)\n"
+        f"pathlib.Path({str(tmp_path / 'sent')!r}).write_text(\n"
+        "    pathlib.Path(out['--dataset-path']).read_text())\n"
+        "assert out['--extra-body'] == '{\"echo\": true}' and '--disable-shuffle' in out\n"
+    )
+    found = measure_served(load(prompts=prompts), client=[sys.executable, str(program)])
+    assert (found.foreign, found.lost) == (2, 1)
+    sent = [json.loads(line)["prompt"] for line in (tmp_path / "sent").read_text().splitlines()]
+    assert sent == ["Request 0.", "Request 1.", "Request 2.", "Request 0."]  # as many as asked for
+    assert count_foreign(["a", "b"], ["x", "y"], ["", ""]) is None  # a server without echo
+    assert measure_served(load(), client=[sys.executable, str(_plain(tmp_path))]).foreign is None
+
+
+def _plain(folder: Path) -> Path:
+    program = folder / "plain.py"
+    program.write_text(
+        "import sys, pathlib\n"
+        "out = dict(zip(sys.argv, sys.argv[1:]))\n"
+        f"text = {json.dumps(json.dumps(detailed()))}\n"
+        "pathlib.Path(out['--result-dir'], out['--result-filename']).write_text(text)\n"
+    )
+    return program
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"text": "a"}\n', '{"prompt": 3}\n', "[]\n"])
+def test_prompts_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "p.jsonl"
+    with pytest.raises(InputRefused, match="input-unreadable"):
+        take_prompts(path, 2)
+    path.write_text(text)
+    with pytest.raises(InputRefused, match="json-invalid"):
+        take_prompts(path, 2)
 
 
 @pytest.mark.vllm

@@ -123,9 +123,48 @@ def test_torch_bfloat16_bias_and_batch(kernels: Library) -> None:
     assert half.dtype == torch.bfloat16 and half.shape == (2, 3, 33)
     assert torch.equal(half, torch.from_numpy(first).bfloat16())
     strided = torch.from_numpy(np.concatenate([x, x], axis=-1))[0, :, :130]
-    assert np.array_equal(one(strided).numpy(), first[0])
+    # Three rows of x may go another way than six.
+    assert off(one(strided).numpy(), first[0]) < 5e-7
 
 
 def test_every_isa_here_is_tested(kernels: Library, emulated: Library) -> None:
     assert kernels.isas()[0] is Isa.PORTABLE
     assert set(kernels.isas()) <= set(emulated.isas())
+
+
+GROUPS = [(v, g) for v in ValueType for g in ((0, 64, 192, 640) if v.quantised else (0,))]
+
+
+@pytest.mark.parametrize(("values", "group"), GROUPS)
+def test_strips(values: ValueType, group: int, kernels: Library) -> None:
+    """Sparse enough for strips and lists: widths and groups that end within one."""
+    for shape in ((33, 1100), (20, 257)):
+        made = source("ragged", values, shape, density=0.2, group=group)
+        compare(made, kernels, [1, 2, 3, 4, 5, 8, 9, 16, 40, 200])
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (2, 8), (1, 8), (3, 16)])
+@pytest.mark.parametrize("values", ["bf16", "int8", "int4"])
+def test_strips_of_nm(values: str, n: int, m: int, kernels: Library) -> None:
+    compare(source("nm", values, (50, 700), n=n, m=m), kernels, [1, 4, 7, 16])
+
+
+def test_nm_by_tile_count_only(kernels: Library) -> None:
+    """A mask with N:M's count in each tile but not in each group is read by its bits."""
+    made = source("nm", "bf16", (16, 64), n=2, m=8)
+    parts = made.pack()
+    mask = parts["mask"].copy()
+    mask.reshape(-1)[:2] = 0x0F, 0x00
+    found = np.unpackbits(mask.reshape(-1)).sum()
+    for i in range(2, 128):  # give or take bits until the tile has its 256 again
+        if found == 256:
+            break
+        now = int(mask.reshape(-1)[i]).bit_count()
+        mask.reshape(-1)[i] = (1 << (now + np.sign(256 - found))) - 1
+        found = np.unpackbits(mask.reshape(-1)).sum()
+    parts["mask"] = mask
+    x = activations(2, 64)
+    want, *others = (
+        CpuLinear.build(made.spec, parts, isa, lib=kernels)(x) for isa in kernels.isas()
+    )
+    assert others and all(off(each, want) < 5e-7 for each in others)

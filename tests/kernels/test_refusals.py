@@ -50,10 +50,12 @@ def test_another_shape(kernels: Library) -> None:
         CpuLinear.build(replace(made.spec, shape=(40, 201), nnz=40 * 201), made.pack())
 
 
-def test_codes_that_are_none(kernels: Library) -> None:
-    made = source("dense", "int8", (16, 64))
+@pytest.mark.parametrize(("values", "byte"), [("int8", 0x80), ("int4", 0x18), ("fp8", 0xFF)])
+def test_codes_that_are_none(values: str, byte: int, kernels: Library) -> None:
+    made = source("nm", values, (16, 64), n=2, m=4)
     parts = made.pack()
-    parts["values"][3, 3] = -128
+    parts["values"] = parts["values"].copy()
+    parts["values"].reshape(-1).view(np.uint8)[7] = byte
     with pytest.raises(InputRefused):
         CpuLinear.build(made.spec, parts)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["LIBRARY", "Build", "CompileError", "build", "compiler", "stale"]
+__all__ = ["LIBRARY", "Build", "CompileError", "build", "compiler", "manylinux", "stale"]
 
 SOURCES = Path(__file__).with_name("src")
 LIBRARY = Path(__file__).with_name("lib") / "libsparse_export_kernels.so"
@@ -34,8 +35,12 @@ _AVX512 = (
     + " -Wno-maybe-uninitialized"
 )
 _BF16 = f"{_AVX512} -mavx512vbmi -mavx512vbmi2 -mavx512bf16 -mavx512vnni"
-_COMMON_UNITS = ("isa", "pool", "weight", "rows", "run", "portable")
+_COMMON_UNITS = (
+    *("isa", "pool", "weight", "rows", "run", "portable"),
+    *("steps", "decoder", "decode"),
+)
 _X86_UNITS = {"avx2": (1, _AVX2), "avx512": (2, _AVX512), "avx512_bf16": (3, _BF16)}
+_PARTS = {"avx2": ("avx2", "steps_avx2")}  # files of an instruction set that has several
 _SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -g -DSE_SANITIZE"
 
 
@@ -89,6 +94,23 @@ def build(target: Path = LIBRARY, how: Build | None = None) -> Path:
     return target
 
 
+def manylinux(wanted: str, library: Path = LIBRARY) -> str:
+    """`linux_ARCH` as the manylinux tag of PEP 600 that the built library meets.
+
+    That is a library that needs no other one but glibc's, and no symbol of a later glibc than the
+    tag names; both are read from the file, so an older build machine gives a tag for older ones.
+    """
+    if not wanted.startswith("linux_") or not library.exists():
+        return wanted
+    text = library.read_bytes()
+    needed = {name.split(b".")[0] for name in re.findall(rb"\0(lib[\w+-]+\.so[.\d]*)(?=\0)", text)}
+    versions = re.findall(rb"\0GLIBC_(\d+)\.(\d+)", text)
+    if needed - {b"libc", b"libm", b"libpthread", b"libdl", b"librt"} or not versions:
+        return wanted
+    major, minor = max((int(a), int(b)) for a, b in versions)
+    return f"manylinux_{major}_{minor}_{wanted.removeprefix('linux_')}"
+
+
 def _objects(found: str, folder: Path, how: Build) -> list[Path]:
     extra = (_SANITIZE.split() if how.sanitize else []) + (["-DSE_EMULATE"] if how.emulate else [])
     extra += os.environ.get("CXXFLAGS", "").split()
@@ -102,7 +124,9 @@ def _objects(found: str, folder: Path, how: Build) -> list[Path]:
     for name, (bit, flags) in x86.items():
         chosen = _AVX2 if how.emulate else flags
         try:
-            objects.append(_unit(base, name, chosen.split(), folder))
+            objects += [
+                _unit(base, each, chosen.split(), folder) for each in _PARTS.get(name, (name,))
+            ]
             units |= 1 << bit
         except CompileError as error:
             print(f"kernels: {name} is left out\n{error}", file=sys.stderr)

@@ -14,7 +14,7 @@ from exporter.errors import EngineUnfit
 
 __all__ = ["ISA_VARIABLE", "Desc", "Isa", "Job", "Library", "library"]
 
-ABI = 1
+ABI = 2
 ISA_VARIABLE = "SPARSE_EXPORT_ISA"
 
 
@@ -85,6 +85,13 @@ class Library:
                 file=str(path),
             ) from error
         c = self._c
+        if (found := int(c.se_abi_version())) != ABI:
+            raise EngineUnfit(
+                "engine-unfit",
+                f"the CPU kernels have interface {found}",
+                expected=f"interface {ABI}; build them again",
+                file=str(path),
+            )
         c.se_create.argtypes = (POINTER(Desc), c_int32, POINTER(c_void_p))
         c.se_destroy.argtypes = (c_void_p,)
         c.se_destroy.restype = None
@@ -100,19 +107,31 @@ class Library:
             c_int32,
             c_int32,
         )
+        c.se_run_one.argtypes = (
+            c_void_p,
+            c_void_p,
+            c_void_p,
+            c_int32,
+            c_int64,
+            c_int64,
+            c_void_p,
+            c_int64,
+            c_int32,
+            c_int32,
+        )
         c.se_unpack.argtypes = (c_void_p, c_int64, c_int64, POINTER(c_float))
         c.se_set_threads.restype = None
         c.se_read.argtypes = (c_void_p, c_int64)
         c.se_read.restype = c_uint64
         self.create, self.destroy, self.bytes = c.se_create, c.se_destroy, c.se_bytes
-        self.run, self.unpack, self.read = c.se_run, c.se_unpack, c.se_read
-        if (found := int(c.se_abi_version())) != ABI:
-            raise EngineUnfit(
-                "engine-unfit",
-                f"the CPU kernels have interface {found}",
-                expected=f"interface {ABI}; build them again",
-                file=str(path),
-            )
+        self.run, self.run_one = c.se_run, c.se_run_one
+        self.unpack, self.read = c.se_unpack, c.se_read
+        c.se_decoder_create.argtypes = (c_void_p, POINTER(c_void_p))
+        c.se_decoder_destroy.argtypes = (c_void_p,)
+        c.se_decoder_destroy.restype = None
+        c.se_decoder_run.argtypes = (c_void_p, c_void_p)
+        self.decoder_create, self.decoder_destroy = c.se_decoder_create, c.se_decoder_destroy
+        self.decoder_run = c.se_decoder_run
 
     def isas(self) -> list[Isa]:
         """Instruction sets that this build has and this machine runs, the best last."""

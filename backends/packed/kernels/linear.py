@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.packed.kernels.arrays import Activations, empty_like, rows
+from backends.packed.kernels.arrays import Activations, Rows, empty_like, rows
 from backends.packed.kernels.library import Desc, Isa, Job, Library, library
 from backends.packed.order import TILE_ROWS
 from backends.packed.spec import KINDS, PackedLinear, Parts
@@ -48,6 +48,7 @@ class CpuLinear:
         self._flags = 1 if precision == "int16" else 0
         self.nbytes = int(lib.bytes(handle))
         self._bias: Array | None = None
+        self._bias_pointer: int | None = None
         self._release = weakref.finalize(self, lib.destroy, handle)
 
     @classmethod
@@ -93,16 +94,42 @@ class CpuLinear:
             made._bias = np.ascontiguousarray(bias, np.float32)
             if made._bias.shape != (spec.shape[0],):
                 raise ValueError(f"bias is {list(bias.shape)}, not [{spec.shape[0]}]")
+            made._bias_pointer = made._bias.ctypes.data
         return made
 
     def __call__(self, x: Activations) -> Any:
         """x [..., in] to [..., out]: of x's library, bfloat16 where x is, otherwise float32."""
-        return run_many([self], x)[0]
+        given = rows(x, self.spec.shape[1])
+        y, pointer, half = empty_like(x, self.spec.shape[0])
+        self.into(given, pointer, half)
+        return y
+
+    def into(self, x: Rows, y: int, half: bool) -> None:
+        """Write the products with `x` to contiguous rows at `y`, bfloat16 where `half`.
+
+        Raises:
+            MemoryError: no memory for prepared activations.
+        """
+        status = self._library.run_one(
+            self._handle,
+            self._bias_pointer,
+            x.pointer,
+            x.bf16,
+            x.m,
+            x.ld,
+            y,
+            self.spec.shape[0],
+            half,
+            self._flags,
+        )
+        if status == _NO_MEMORY:
+            raise MemoryError("no memory for activations")
+        if status:
+            raise ValueError(f"the kernels gave status {status}")
 
     def job(self, y: int, ldy: int) -> Job:
         """This linear as one product of a call, into memory at `y`."""
-        bias = None if self._bias is None else self._bias.ctypes.data
-        return Job(self._handle, y, ldy, bias)
+        return Job(self._handle, y, ldy, self._bias_pointer)
 
     def unpack(self, b0: int = 0, b1: int | None = None) -> NDArray[np.float32]:
         """Rows of the row blocks [b0, b1), scales applied, by this instruction set's own reader."""
@@ -112,6 +139,11 @@ class CpuLinear:
         if self._library.unpack(self._handle, b0, b1, pointer):
             raise ValueError(f"no row blocks [{b0}:{b1}] of {self.spec.row_blocks}")
         return out[: self.spec.shape[0] - b0 * TILE_ROWS]
+
+    @property
+    def handle(self) -> int:
+        """Address of the library's own object; valid while this one lives."""
+        return self._handle
 
     @property
     def flags(self) -> int:

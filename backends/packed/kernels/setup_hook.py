@@ -57,10 +57,18 @@ class Wheel(bdist_wheel):
 
     def finalize_options(self) -> None:
         """Mark the wheel as not pure where the library is in it."""
+        found = built()
+        # So that files lie in the folder for one platform, where auditwheel looks for libraries.
+        self.distribution.has_ext_modules = lambda: found
         super().finalize_options()
-        self.root_is_pure = not built()
+        self.root_is_pure = not found
 
     def get_tag(self) -> tuple[str, str, str]:
         """py3-none-PLATFORM, or py3-none-any without kernels."""
         found: Any = super().get_tag()
-        return "py3", "none", str(found[2])
+        platform = str(found[2])
+        return (
+            "py3",
+            "none",
+            platform if self.plat_name_supplied else _compile().manylinux(platform),
+        )

@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 #define SE_API __attribute__((visibility("default")))
-#define SE_ABI_VERSION 1
+#define SE_ABI_VERSION 2
 
 enum { SE_RAGGED = 0, SE_NM = 1, SE_DENSE = 2 };                              /* kind */
 enum { SE_BF16 = 0, SE_FP16 = 1, SE_FP32 = 2, SE_INT8 = 3, SE_INT4 = 4, SE_FP8 = 5 };
@@ -46,6 +46,10 @@ SE_API int64_t se_bytes(const void *linear);
 /* All jobs take the same x (so the same cols) and share one pass of the threads. */
 SE_API int32_t se_run(const se_job *jobs, int64_t count, const void *x, int32_t x_type, int64_t m,
                       int64_t ldx, int32_t y_type, int32_t flags);
+/* One job by plain arguments: a call from Python builds no structure. */
+SE_API int32_t se_run_one(const void *linear, const float *bias, const void *x, int32_t x_type,
+                          int64_t m, int64_t ldx, void *y, int64_t ldy, int32_t y_type,
+                          int32_t flags);
 /* Weight rows [16 b0, 16 b1) in float32, scales applied: [16 (b1 - b0), cols]. */
 SE_API int32_t se_unpack(const void *linear, int64_t b0, int64_t b1, float *out);
 SE_API int32_t se_threads(void);

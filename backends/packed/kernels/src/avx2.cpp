@@ -269,7 +269,7 @@ Form form(const Weight &w, int64_t m, int32_t flags) {
   if (!w.strip) return usual_form(w, m, flags);
   const bool few = m <= kFewRows;
   if (integer(w.value)) return !few ? kLanesCodes : flags & SE_ACT16 ? kRowInt16 : kRowByte;
-  if (w.value == SE_BF16) return few ? kRowPairs : kLanesFromBf16;
+  if (w.value == SE_BF16) return few ? kRowFromBf16 : kLanesFromBf16;
   return few ? kRowFloat : kLanesFloat;
 }
 
@@ -287,7 +287,7 @@ void run(const Weight &w, const Prepared &x, const se_job &job, int32_t y_type, 
   if (!w.strip)
     return (integer(w.value) ? run_blocks<Codes> : run_blocks<Floats>)(w, x, job, y_type, b0, b1);
   switch (x.form) {
-  case kRowPairs:
+  case kRowFromBf16:
     return few<RowBf16>(w, x, job, y_type, b0, b1);
   case kRowByte:
     return few<RowByte>(w, x, job, y_type, b0, b1);

@@ -48,6 +48,34 @@ inline __m128i expand_16_bytes(const uint8_t *mask, const uint8_t *values, uint6
 
 // A way of multiplying: types of x and sums, columns of a step, and the step itself, which adds to
 // sums [lines, 2] the products with x at the same columns of each line.
+// Entry b: shuffles that put 8 columns of 16-bit values, present in both halves of a register, into
+// the upper halves of 32-bit words: floats at once.
+struct FloatTable {
+  alignas(64) uint64_t words[256][4];
+  constexpr FloatTable() : words() {
+    for (int b = 0; b < 256; ++b)
+      for (int i = 0, found = 0; i < 8; ++i) {
+        const bool kept = b >> i & 1;
+        const uint64_t at =
+            kept ? 0x8080u | (uint64_t)(2 * found) << 16 | (uint64_t)(2 * found + 1) << 24
+                 : 0x80808080u;
+        words[b][i / 2] |= at << (32 * (i % 2));
+        found += kept;
+      }
+  }
+};
+constexpr FloatTable kFloats;
+
+template <int kFixed>
+inline __m256 expand_8_bf16(const uint8_t *mask, const uint8_t *values, uint64_t &at) {
+  const uint64_t byte = *mask;
+  const __m128i both = _mm_loadu_si128((const __m128i *)(values + 2 * at));
+  const __m256i from = _mm256_broadcastsi128_si256(both);
+  at += count<kFixed>(byte);
+  const __m256i moves = _mm256_load_si256((const __m256i *)kFloats.words[byte]);
+  return _mm256_castsi256_ps(_mm256_shuffle_epi8(from, moves));
+}
+
 template <int kFixed> struct RowBf16 {
   typedef float X;
   typedef __m256 Acc;
@@ -55,14 +83,12 @@ template <int kFixed> struct RowBf16 {
   template <int kLines>
   static void add(const uint8_t *mask, const uint8_t *values, uint64_t &at, const float *x,
                   int64_t ld, __m256 (*sums)[2]) {
-    const __m256i row = expand_16_pairs<kFixed>(mask, values, at);
-    const __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(row, 16));
-    const __m256 odd =
-        _mm256_castsi256_ps(_mm256_and_si256(row, _mm256_set1_epi32((int)0xffff0000)));
+    const __m256 low = expand_8_bf16<kFixed>(mask, values, at);
+    const __m256 high = expand_8_bf16<kFixed>(mask + 1, values, at);
 #pragma GCC unroll 4
     for (int m = 0; m < kLines; ++m) {
-      sums[m][0] = _mm256_fmadd_ps(even, _mm256_loadu_ps(x + m * ld), sums[m][0]);
-      sums[m][1] = _mm256_fmadd_ps(odd, _mm256_loadu_ps(x + m * ld + 8), sums[m][1]);
+      sums[m][0] = _mm256_fmadd_ps(low, _mm256_loadu_ps(x + m * ld), sums[m][0]);
+      sums[m][1] = _mm256_fmadd_ps(high, _mm256_loadu_ps(x + m * ld + 8), sums[m][1]);
     }
   }
 };
@@ -158,13 +184,13 @@ const uint8_t *strip_times(const uint8_t *mask, const uint8_t *values, int64_t w
 #pragma GCC unroll 4
       for (int m = 0; m < kLines; ++m) now[s][m][0] = now[s][m][1] = zero(Acc());
 #pragma GCC unroll 1
-    for (int64_t k = 0; k < width; k += 2 * Row::kStep) {
+    for (int64_t k = 0; k < width; k += kCols) {
       uint64_t at = 0;
-#pragma GCC unroll 2
-      for (int s = 0; s < 2; ++s)
+#pragma GCC unroll 4
+      for (int s = 0; s < kCols / Row::kStep; ++s)
         Row::template add<kLines>(mask + s * Row::kStep / 8, values, at, x + k + s * Row::kStep,
                                   ld, now[s % kSets]);
-      mask += 2 * Row::kStep / 8;
+      mask += kCols / 8;
       values += Row::kSize * at;
       // Without a condition: how many lines a row takes differs, and no branch foresees it.
       __builtin_prefetch(values + kAhead);

@@ -31,11 +31,11 @@ struct Weight {
 };
 
 // How a kernel wants x. Blocked by tile: [tiles, m, 64] (planes: [tiles, m, 2, 64]). For strips in
-// plain rows [m, 64 tiles] (kPairs: of each 16 columns the even ones first), or with 16 rows of x
+// plain rows [m, 64 tiles], or with 16 rows of x
 // side by side: [ceil(m / 16), 64 tiles, 16].
 enum Form {
   kFloat, kFloatFromBf16, kInt16, kBf16, kByte, kTwoBytes,
-  kRowFloat, kRowPairs, kRowByte, kRowInt16,
+  kRowFloat, kRowFromBf16, kRowByte, kRowInt16,
   kLanesFloat, kLanesFromBf16, kLanesCodes,
   kForms
 };

@@ -109,12 +109,7 @@ inline void store_row(const Prepared &to, const float *x, const int32_t *q, int6
   } else if (to.form == kRowFloat) {
     memcpy((float *)to.data + at, x, kCols * sizeof(float));
   } else {
-    alignas(64) float rounded[kCols];
-    round_all(x, rounded);
-    float *out = (float *)to.data + at;
-    for (int i = 0; i < kCols; i += 16, out += 16)
-      for (int j = 0; j < 8; ++j)
-        out[j] = rounded[i + 2 * j], out[j + 8] = rounded[i + 2 * j + 1];
+    round_all(x, (float *)to.data + at);
   }
 }
 

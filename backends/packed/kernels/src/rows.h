@@ -9,7 +9,7 @@
 
 namespace se {
 
-int64_t strip_tiles(const Weight &w); // 0 for types that stay in the order of the file
+int64_t strip_tiles(const se_desc &d, const Weight &w); // 0: stays in the order of the file
 void to_strips(const se_desc &d, Weight &w, uint8_t *mask, uint8_t *values);
 void unpack_strips(const Weight &w, int64_t b, float *out); // a row block, as se_unpack has it
 

@@ -175,6 +175,12 @@ int32_t se_run(const se_job *jobs, int64_t count, const void *x, int32_t x_type,
   return SE_OK;
 }
 
+int32_t se_run_one(const void *linear, const float *bias, const void *x, int32_t x_type, int64_t m,
+                   int64_t ldx, void *y, int64_t ldy, int32_t y_type, int32_t flags) {
+  const se_job job = {linear, y, ldy, bias};
+  return se_run(&job, 1, x, x_type, m, ldx, y_type, flags);
+}
+
 int32_t se_unpack(const void *linear, int64_t b0, int64_t b1, float *out) {
   using namespace se;
   const Weight &w = *(const Weight *)linear;

@@ -36,10 +36,13 @@ bool shape_ok(const se_desc &d) {
          (d.group == 0 || quantised(d.values_type));
 }
 
-// Codes outside a type's range would overflow sums: -128 (int8) and -8 (int4) are no codes.
+// -128 (int8) and -8 (int4) are no codes and would overflow sums; an fp8 NaN would be a number to
+// some instruction sets and none to others.
 bool codes_ok(const se_desc &d, const uint8_t *values, int64_t count) {
   if (d.values_type == SE_INT8) return !memchr(values, 0x80, (size_t)count);
   bool bad = false;
+  if (d.values_type == SE_FP8)
+    for (int64_t i = 0; i < count; ++i) bad |= (values[i] & 127) == 127;
   if (d.values_type == SE_INT4)
     for (int64_t i = 0; i < count; ++i) bad |= (values[i] & 15) == 8 || values[i] >> 4 == 8;
   return !bad;
@@ -96,11 +99,19 @@ void give(void *arena, int64_t bytes) {
 #endif
 }
 
-// Row-major dense values in tile order, so that one loop reads all kinds.
-void to_tiles(const se_desc &d, const Weight &w, uint8_t *out) {
+struct Dense {
+  const se_desc *d;
+  const Weight *w;
+  uint8_t *out;
+};
+
+// The rows of one row block, row-major, in tile order, so that one loop reads all kinds.
+void tile_block(void *context, int64_t b) {
+  const Dense &dense = *(const Dense *)context;
+  const se_desc &d = *dense.d;
   const int64_t g = step(d.values_type), each = 4 / g, row_bytes = bytes_of(d.values_type, d.cols);
-  for (int64_t r = 0; r < d.rows; ++r) {
-    uint8_t *block = out + w.begins[r / kRows];
+  uint8_t *block = dense.out + dense.w->begins[b];
+  for (int64_t r = b * kRows; r < d.rows && r < (b + 1) * kRows; ++r) {
     const uint8_t *row = d.values + r * row_bytes;
     for (int64_t k = 0; k < d.cols; ++k) {
       const int64_t inner = k % kCols, e = inner / g * kRows * g + r % kRows * g + inner % g;
@@ -183,7 +194,8 @@ void fill(const se_desc &d, Weight &w, const Sizes &s) {
     memcpy(mask, d.mask, (size_t)d.mask_bytes);
     memcpy(values, d.values, (size_t)d.values_bytes);
   } else {
-    to_tiles(d, w, values);
+    Dense dense = {&d, &w, values};
+    parallel(w.blocks, tile_block, &dense);
   }
   float *scales = (float *)(at += up(s.begins, 64));
   if (s.scales) fill_scales(d, w, scales);
@@ -212,7 +224,7 @@ int32_t se_create(const se_desc *desc, int32_t isa, void **linear) {
   w.group_tiles = d.group ? d.group / kCols : w.tiles;
   w.flush = flush_tiles(d, w);
   w.flushes = divide_up(w.tiles, w.flush);
-  w.strip = d.kind == SE_DENSE || isa != SE_AVX2 ? 0 : strip_tiles(w);
+  w.strip = strip_tiles(d, w);
   const bool with_sums = isa == SE_AVX512_BF16 && integer(d.values_type);
   const Sizes s = sizes(d, w, with_sums);
   Weight *made = (Weight *)malloc(sizeof(Weight));

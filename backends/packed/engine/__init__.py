@@ -1,0 +1,1 @@
+"""Target `packed`: a decoder on the CPU kernels, one native call a step."""

@@ -1,0 +1,1 @@
+"""Whole decoders against one another: ours, DeepSparse, onnxruntime, torch and llama.cpp."""
