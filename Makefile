@@ -9,7 +9,7 @@ WORKERS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup runtime demo demo-vllm test test-fast check bench bench-kernels bench-engine bench-memory bench-optimum bench-merge policies quantised clean
+.PHONY: help setup runtime demo demo-vllm test test-fast check bench bench-kernels bench-engine bench-memory bench-optimum bench-merge bench-tune tune-results policies quantised clean
 
 help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,12 @@ policies: $(STAMP) ## Compare the merge policies for a LoRA on SmolLM2 at 70 %; 
 
 quantised: $(STAMP) ## Perplexity of SmolLM2 at 70 % with int8, fp8 and int4 values; build/quantised/*
 	$(BIN)/python -m scripts.quantised $(ARGS)
+
+bench-tune: $(STAMP) ## Seconds and memory of a training step by method at hidden 2048
+	$(BIN)/python -m scripts.bench_tune -o build/bench/tune.json $(ARGS)
+
+tune-results: $(STAMP) ## Methods side by side on SmolLM2 (hours; ARGS="--data TRAIN --held-out TEXT"); goes on where it stopped
+	$(BIN)/python -m scripts.tune_results $(ARGS)
 
 bench-optimum: $(STAMP) ## Time and memory beside optimum-onnx 0.1.0 in an environment of its own
 	$(BIN)/python -m scripts.bench_optimum

@@ -226,7 +226,10 @@ CATALOGUE: dict[str, ErrorKind] = {
     "data-invalid": ErrorKind(
         "The training or calibration data cannot be used.", "Check the data."
     ),
-    "training-failed": ErrorKind("Training left the finite numbers.", "Lower the learning rate."),
+    "training-failed": ErrorKind(
+        "Training stopped: no finite numbers, no memory, or a broken mask.",
+        "Lower the learning rate or the batch; the message names step and tensor.",
+    ),
     "values-not-finite": ErrorKind(
         "An activation or a result left the finite numbers.",
         "See which tensor is named: its weights, or those before it, are broken.",

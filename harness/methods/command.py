@@ -11,6 +11,7 @@ from rich.console import Console
 
 from exporter.commands.terminal import TerminalListener, interruptible
 from exporter.errors import UsageError
+from harness.methods.masking import PRUNERS
 from harness.methods.options import Training
 from harness.methods.recipe import BASE, Recipe
 from harness.methods.registry import METHODS, TrainMethod
@@ -35,7 +36,9 @@ def train_command(
     masks: Annotated[
         Path | None, typer.Option("--masks", help="Masks file; else the zeros are the mask.")
     ] = None,
-    pruner: Annotated[str, typer.Option("--pruner", help="wanda or magnitude.")] = "wanda",
+    pruner: Annotated[
+        str, typer.Option("--pruner", help="Method of `prune`, but wanda-sp.")
+    ] = "wanda",
     calibration: Annotated[
         str | None,
         typer.Option("--calibration", help="Text for masks and rates; else of --data."),
@@ -66,10 +69,10 @@ def train_command(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
 ) -> None:
     """Train on text; OUTPUT is what sparse-export takes, with the sparse base in OUTPUT/base."""
-    if precision not in ("no", "bf16") or pruner not in ("wanda", "magnitude"):
+    if precision not in ("no", "bf16") or pruner not in PRUNERS:
         raise UsageError(
             "usage", f"--precision {precision} --pruner {pruner}",
-            expected="no or bf16; wanda or magnitude",
+            expected=f"no or bf16; {', '.join(PRUNERS)}",
         )  # fmt: skip
 
     def show(step: int, loss: float) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 from exporter.contract import Progress
 from exporter.model import CheckedModel
-from harness.methods.masking import Pruner
 from harness.methods.options import Report, Training
+from harness.prune.passes import Method
 from harness.prune.sparsity import Sparsity
 from harness.text import Tokens
 
@@ -46,7 +46,7 @@ class Context:
     calibration: Tokens  # windows that masks, rates and errors are measured on
     training: Training
     sparsity: Sparsity | None  # None: the model's own masks
-    pruner: Pruner
+    pruner: Method
     work: Path  # checkpoints and bases of this run
     resume: bool
     report: Report

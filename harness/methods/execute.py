@@ -13,13 +13,13 @@ from harness.methods.base import Adaptation, Base
 from harness.methods.context import Context, Record
 from harness.methods.iterative import train_iterated
 from harness.methods.loop import reproducible
-from harness.methods.masking import Pruner
 from harness.methods.oneshot import train_once
 from harness.methods.options import Report
 from harness.methods.recipe import BASE, Recipe
 from harness.methods.registry import METHODS
 from harness.methods.settings import parse_settings
 from harness.methods.world import wait
+from harness.prune.passes import Method
 from harness.text import Tokens
 
 
@@ -46,8 +46,8 @@ def execute(
     record = Record()
     context = Context(
         checked=checked, rows=rows, calibration=calibration, training=recipe.training,
-        sparsity=recipe.sparsity, pruner=cast(Pruner, recipe.pruner), work=work, resume=resume,
-        report=report, progress=progress, main=main, wait=wait, record=record,
+        sparsity=recipe.sparsity, pruner=cast(Method, recipe.pruner), work=work, resume=resume,
+        report=report if main else _quiet, progress=progress, main=main, wait=wait, record=record,
     )  # fmt: skip
     with reproducible(recipe.training.seed):
         adaptation, base = _train(context, recipe)
@@ -55,6 +55,10 @@ def execute(
         with record.phase("writing"):
             _write(adaptation, base, checked, staging.path, whole=METHODS[recipe.method].whole)
     return record
+
+
+def _quiet(_step: int, _loss: float) -> None:
+    """What a process reports that does not write."""
 
 
 def _train(context: Context, recipe: Recipe) -> tuple[Adaptation, CheckedModel]:

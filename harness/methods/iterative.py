@@ -30,8 +30,9 @@ from harness.methods.context import Context
 from harness.methods.folder import write_model
 from harness.methods.iterative_settings import IterativeSettings, shared_out
 from harness.methods.loop import Loop
+from harness.methods.masking import Pruning
 from harness.methods.oneshot import note_training, open_base
-from harness.methods.plan import Plan, measure_errors, measure_masks
+from harness.methods.plan import RoundPlan, measure_errors, measure_masks
 
 State = Mapping[str, Tensor]
 
@@ -59,7 +60,7 @@ class Iterated(Protocol):
         ...
 
     def start(
-        self, before: Adaptation | None, merged: Mapping[str, F32], masks: Mapping[str, Mask],
+        self, before: Adaptation | None, pruned: Mapping[str, F32], done: Pruning,
         sizes: Mapping[str, int], t: int, seed: int,
     ) -> Start:  # fmt: skip
         """What iteration `t` begins with, after the one before it ended as `before`."""
@@ -129,27 +130,30 @@ def prepare(context: Context, method: Iterated, t: int, before: Adaptation | Non
             merged_folder.mkdir()
             write_model(checked, merged_folder, merged, _dense(checked))
             source = check_model(Checkpoint.open(merged_folder))
-        plan, masks = measure_masks(context, source, method.settings, t)
-        pruned = {name: merged[name] * masks[module].rows() for name, module in linears.items()}
-        plan = _with_errors(context, method, plan, pruned, masks, staging.path, t)
-        start = method.start(before, pruned, masks, plan.sizes, t, context.training.seed)
+        spare = staging.path / "spare"
+        spare.mkdir()
+        plan, done = measure_masks(context, source, method.settings, t, spare)
+        pruned = {name: done.applied(name, m, merged[name]) for name, m in linears.items()}
+        plan = _with_errors(context, method, plan, pruned, done.masks, staging.path, t)
+        start = method.start(before, pruned, done, plan.sizes, t, context.training.seed)
         base = staging.path / "base"
         base.mkdir()
-        write_model(checked, base, start.weights, masks, exact=start.exact)
+        write_model(checked, base, start.weights, done.masks, exact=start.exact)
         _write_tensors(staging.path, start.tensors)
         history = _history(context.work, t) + [plan.record()]
         losses = context.record.done.get("losses", [])
         record = {"sizes": dict(plan.sizes), "history": history, "losses": losses}
         write_json(staging.path / "config.json", record)
-        _remove(staging.path / "merged")
+        _remove(merged_folder)
+        _remove(spare)
         staging.publish()
     _remove(context.work / f"slice-{t - 1}")
 
 
 def _with_errors(
-    context: Context, method: Iterated, plan: Plan, pruned: Mapping[str, F32],
+    context: Context, method: Iterated, plan: RoundPlan, pruned: Mapping[str, F32],
     masks: Mapping[str, Mask], place: Path, t: int,
-) -> Plan:  # fmt: skip
+) -> RoundPlan:  # fmt: skip
     folder = place / "pruned"
     folder.mkdir()
     write_model(context.checked, folder, pruned, masks)

@@ -12,15 +12,17 @@ class IterativeSettings:
 
     `schedule` cubic: `s_t = s - s (1 - t / T)^3` (Zhu & Gupta); `oneshot`: s from the first time.
     `rates`, `ranks`: what is measured anew, or the same for all blocks. `delta` bounds a rate's
-    deviation (None: the public code's table), `beta` is of the importance.
+    deviation (None: the public code's table), `beta` is of the importance. `mixed`: an N:M target
+    gets rates too, as N of its own for each block; otherwise N:M is the same everywhere.
     """
 
     iterations: int = 5
     schedule: Literal["cubic", "oneshot"] = "cubic"
-    rates: Literal["rmi", "uniform"] = "rmi"
+    rates: Literal["rmi", "uniform", "angular", "owl", "gradient"] = "rmi"
     ranks: Literal["error", "uniform"] = "error"
     delta: float | None = None
     beta: float = 1.0
+    mixed: bool = False
 
 
 def scheduled(final: float, t: int, iterations: int, schedule: str) -> float:

@@ -173,12 +173,15 @@ def train(
 
 
 def _accelerator(options: Training) -> Any:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
     # One process may train with different precisions in turn, as `compare` does.
     AcceleratorState._reset_state(reset_partial_state=False)  # pyright: ignore[reportPrivateUsage]
-    return Accelerator(mixed_precision=options.precision, cpu=not torch.cuda.is_available())
+    # Masks and indices are buffers that no step changes.
+    apart = DistributedDataParallelKwargs(broadcast_buffers=False)
+    cpu = not torch.cuda.is_available()
+    return Accelerator(mixed_precision=options.precision, cpu=cpu, kwargs_handlers=[apart])
 
 
 def _is_finite(values: torch.Tensor | None) -> bool:

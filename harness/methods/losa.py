@@ -23,6 +23,7 @@ from harness.methods.base import Adaptation, Base, as_numpy
 from harness.methods.iterative import Start
 from harness.methods.iterative_settings import IterativeSettings
 from harness.methods.losa_layer import Shrink, grow, shrink
+from harness.methods.masking import Pruning
 from harness.methods.ranks import allocate, allocate_literal
 from harness.methods.sparse_lora import MaskedLowRank
 
@@ -117,29 +118,32 @@ class LosaRounds:
         return found
 
     def start(
-        self, before: Adaptation | None, merged: Mapping[str, F32], masks: Mapping[str, Mask],
+        self, before: Adaptation | None, pruned: Mapping[str, F32], done: Pruning,
         sizes: Mapping[str, int], t: int, seed: int,
     ) -> Start:  # fmt: skip
         """W as it was, under the new mask; factors of the new ranks."""
         if before is None:
-            return Start(merged, {}, exact=False)
+            return Start(pruned, {}, exact=bool(done.rewritten))
         if not isinstance(before, Losa):
             raise TypeError("not LoSA")
         generator = torch.Generator().manual_seed(seed + 1000 * t)
         weights: dict[str, F32] = {}
         tensors: dict[str, F32] = {}
         for name, layer in before.layers.items():
-            kept = masks[name].rows()
-            # The pre-merge tensor, never the merged one less the branch: that erodes the mask.
-            weight = as_numpy(layer.weight)
             a, b = layer.lora_a.detach(), layer.lora_b.detach()
+            scale, weight = np.float32(layer.scale), as_numpy(layer.weight)
+            if f"{name}.weight" in done.rewritten:
+                # A pruner that rewrites was given W + s B A: what it gave, less the branch.
+                weight = pruned[f"{name}.weight"] - scale * as_numpy(b @ a)
+            # Else the tensor before merging, never the merged one less the branch: that erodes.
             a, b, rest = shrink(a, b, sizes[name], self._losa.shrink)
             a, b = grow(a, b, sizes[name], generator)
             if rest is not None:
-                weight = weight + np.float32(layer.scale) * as_numpy(rest)
-            weights[f"{name}.weight"] = weight * kept
+                weight = weight + scale * as_numpy(rest)
+            weights[f"{name}.weight"] = weight * done.masks[name].rows()
             tensors |= {f"{name}.a": as_numpy(a), f"{name}.b": as_numpy(b)}
-        return Start(weights, tensors, exact=self._losa.shrink == "fold")
+        exact = self._losa.shrink == "fold" or bool(done.rewritten)
+        return Start(weights, tensors, exact=exact)
 
     def attach(
         self, base: Base, sizes: Mapping[str, int], tensors: Mapping[str, F32]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from harness.methods.checkpoint import StepStore
 from harness.methods.context import Context
 from harness.methods.folder import write_model
 from harness.methods.loop import Loop
-from harness.methods.masking import block_sparsities, make_masks, share_of
+from harness.methods.masking import make_masks
 from harness.prune.run import MASKS
 
 Attach = Callable[[Base], Adaptation]
@@ -33,18 +34,21 @@ def prune_base(context: Context) -> CheckedModel:
     folder = context.work / "base"
     if context.main and not folder.exists():
         checked = context.checked
-        rates = [share_of(context.sparsity)] * checked.spec.layers
-        with context.record.phase("masks"):
-            wanted = block_sparsities(context.sparsity, rates)
-            masks = make_masks(
-                checked, wanted, context.pruner, context.calibration, context.progress
-            )
-        replaced = {
-            li.weight: checked.checkpoint.rows(li.weight) * masks[li.module].rows()
-            for li in checked.spec.linears()
-        }
         with stage(folder) as staging:
-            write_model(checked, staging.path, replaced, masks, exact=False)
+            spare = staging.path / "spare"
+            spare.mkdir()
+            with context.record.phase("masks"):
+                done = make_masks(
+                    checked, [context.sparsity] * checked.spec.layers, context.pruner,
+                    context.calibration, spare, context.progress,
+                )  # fmt: skip
+            shutil.rmtree(spare)
+            replaced = {
+                li.weight: done.applied(li.weight, li.module, checked.checkpoint.rows(li.weight))
+                for li in checked.spec.linears()
+            }
+            exact = bool(done.rewritten)
+            write_model(checked, staging.path, replaced, done.masks, exact=exact)
             staging.publish()
     context.wait()
     return open_base(folder)

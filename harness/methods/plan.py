@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from backends.calibration.blocks import BlockStream
-from exporter.merge.fuse import fuse
 from exporter.model import CheckedModel
-from exporter.sparsity.mask import Mask
 from harness.methods.context import Context
 from harness.methods.errors import reconstruction_errors
 from harness.methods.iterative_settings import IterativeSettings, scheduled
-from harness.methods.masking import block_sparsities, make_masks, share_of
-from harness.prune.sparsity import NM
-from harness.rates.cka import gram, linear_cka
-from harness.rates.lp import layer_rates
-from harness.rates.rmi import rmi_importance
-from harness.text import Tokens
+from harness.methods.masking import Pruning, make_masks
+from harness.prune.plan import Rates, make_plan
+from harness.prune.sparsity import NM, Unstructured, share_of
+from harness.rates.observe import importances
 
 
 @dataclass(frozen=True)
-class Plan:
+class RoundPlan:
     """Of one iteration."""
 
     iteration: int
@@ -47,40 +43,51 @@ class Plan:
 
 
 def measure_masks(
-    context: Context, merged: CheckedModel, settings: IterativeSettings, t: int
-) -> tuple[Plan, dict[str, Mask]]:
+    context: Context, merged: CheckedModel, settings: IterativeSettings, t: int, spare: Path
+) -> tuple[RoundPlan, Pruning]:
     """Rates and masks of iteration `t`, measured on the merged model.
 
-    An N:M pattern has no share to raise or to move: every block gets it from the first iteration.
+    An N:M pattern has no share to raise: it is there from the first iteration.
+
+    Args:
+        context: of the run; its sparsity is the last one.
+        merged: the model with the adapter of the iteration before in it.
+        settings: how.
+        t: the iteration, from 1.
+        spare: an empty folder for what does not fit in memory.
     """
     target = context.sparsity
     if target is None:
         raise ValueError("nothing to prune to")
     share = share_of(target)
-    if not isinstance(target, NM):
+    if isinstance(target, Unstructured):
         share = scheduled(share, t, settings.iterations, settings.schedule)
-    rates, importance = [share] * merged.spec.layers, ()
-    if settings.rates == "rmi" and not isinstance(target, NM):
-        with context.record.phase("rates"):
-            found = importance_of(merged, context.calibration, settings.beta)
-            importance = tuple(found)
-            rates = layer_rates(found, share, settings.delta).tolist()
+        target = replace(target, share=share)
+    uniform = isinstance(target, NM) and not settings.mixed
+    source = "uniform" if uniform else settings.rates
+
+    def observe(names: Collection[str]) -> Mapping[str, list[float]]:
+        found = importances(
+            merged, context.calibration, names, spare, beta=settings.beta, progress=context.progress
+        )
+        _empty(spare)
+        return {name: values.tolist() for name, values in found.items()}
+
+    with context.record.phase("rates"):
+        rates = Rates(source, settings.delta, settings.beta)
+        plan = make_plan(merged.spec, target, rates, observe)
     with context.record.phase("masks"):
-        wanted = block_sparsities(target, rates)
-        masks = make_masks(merged, wanted, context.pruner, context.calibration, context.progress)
-    return Plan(t, share, tuple(rates), importance, _zeros(masks)), masks
+        done = make_masks(
+            merged, plan.targets, context.pruner, context.calibration, spare, context.progress
+        )
+        _empty(spare)
+    importance = tuple(plan.importance.get(source, ()))
+    return RoundPlan(t, share, tuple(plan.rates), importance, done.sparsity), done
 
 
-def importance_of(model: CheckedModel, tokens: Tokens, beta: float) -> list[float]:
-    """RMI importance of every block: CKA of the blocks' inputs (LoSA eq. 4), streamed."""
-    stream = BlockStream(fuse(model, []), tokens)
-    grams: list[Any] = []
-    for index in range(model.spec.layers):
-        grams.append(gram(stream.hidden.numpy()))
-        stream.load(index)
-        stream.run(index, 0, len(tokens), advance=True)
-        stream.drop(index)
-    return rmi_importance(linear_cka(grams), beta).tolist()
+def _empty(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
 
 
 def measure_errors(
@@ -91,8 +98,3 @@ def measure_errors(
         return []
     with context.record.phase("ranks"):
         return reconstruction_errors(context.checked, pruned, context.calibration, context.progress)
-
-
-def _zeros(masks: Mapping[str, Mask]) -> float:
-    total = sum(m.out_features * m.in_features for m in masks.values())
-    return 1.0 - sum(m.kept for m in masks.values()) / total

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from exporter.model import CheckedModel
-from exporter.sparsity.mask import Mask
 from exporter.store.dtypes import F32
 from harness.methods.base import Adaptation, Base
 from harness.methods.iterative import Start
+from harness.methods.masking import Pruning
 from harness.methods.pool import Pool, PoolSettings
 from harness.methods.ranks import allocate
 
@@ -40,11 +40,11 @@ class PoolRounds:
         return {f"{name}.weight": values for name, values in adaptation.merged().items()}
 
     def start(
-        self, before: Adaptation | None, merged: Mapping[str, F32], masks: Mapping[str, Mask],
+        self, before: Adaptation | None, pruned: Mapping[str, F32], done: Pruning,
         sizes: Mapping[str, int], t: int, seed: int,
     ) -> Start:  # fmt: skip
         """The folded weights under the new mask, G at zero: the function stays, whatever g."""
-        return Start(merged, {}, exact=before is not None)
+        return Start(pruned, {}, exact=before is not None or bool(done.rewritten))
 
     def attach(
         self, base: Base, sizes: Mapping[str, int], tensors: Mapping[str, F32]

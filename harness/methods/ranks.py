@@ -30,30 +30,28 @@ def allocate(errors: Sequence[float], total: int, least: int, most: int) -> list
             expected=f"{count * least} to {count * most}, with bounds {least} and {most}",
         )
     shares = _shares(errors, total, least, most)
-    ranks = [min(most, math.floor(share + 1e-9)) for share in shares]
+    ranks = [max(least, math.floor(share)) for share in shares]
     order = sorted(range(count), key=lambda i: (ranks[i] - shares[i], -errors[i], i))
     left = total - sum(ranks)
-    while left:
+    while left > 0:
         for i in order:
-            if left and ranks[i] < most:
+            if left > 0 and ranks[i] < most:
                 ranks[i] += 1
                 left -= 1
     return ranks
 
 
 def _shares(errors: Sequence[float], total: int, least: int, most: int) -> list[float]:
-    positive = [e for e in errors if e > 0]
-    if not positive:
+    top = max(errors)
+    if top <= 0:
         return [total / len(errors)] * len(errors)
+    # Nine decades are more than ranks can tell apart; without a floor the factor has no bound.
+    scaled = [max(e / top, 1e-9) for e in errors]
 
     def at(factor: float) -> list[float]:
-        return [min(float(most), max(float(least), factor * e)) for e in errors]
+        return [min(float(most), max(float(least), factor * e)) for e in scaled]
 
-    low, high = 0.0, most / min(positive)
-    if sum(at(high)) < total:  # blocks without error get what the others cannot take
-        rest = [i for i, e in enumerate(errors) if e <= 0]
-        spare = (total - sum(at(high))) / len(rest)
-        return [s + spare if i in rest else s for i, s in enumerate(at(high))]
+    low, high = 0.0, most * 1e9
     for _ in range(200):
         middle = (low + high) / 2
         low, high = (middle, high) if sum(at(middle)) < total else (low, middle)

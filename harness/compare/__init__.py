@@ -1,0 +1,1 @@
+"""Methods side by side: a matrix of runs at equal tokens and parameters, a table and a page."""
