@@ -22,7 +22,7 @@ def page(found: Sequence[Line], results: Sequence[Result], title: str) -> str:
         "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in texts(line)) + "</tr>"
         for line in found
     )
-    plots = [
+    plots: list[tuple[str, Callable[[Any], bool]]] = [
         ("Perplexity against sparsity", lambda ax: _perplexity(ax, found)),
         ("Sparsity of each block in the last iteration", lambda ax: _rates(ax, results)),
         ("Size of the adapter by block and iteration", lambda ax: _sizes(ax, results)),

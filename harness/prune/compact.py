@@ -80,8 +80,8 @@ def _units(checked: CheckedModel, layer: int) -> Units:
     """What the masks of a block keep, if it is whole units."""
     linears = {li.role: li for li in checked.spec.linears() if li.layer == layer}
     kept = {role: checked.masks.mask(linear).rows() for role, linear in linears.items()}
-    heads = kept["k"].any(axis=1).reshape(checked.spec.kv_heads, -1).any(axis=1)
-    units = Units(heads, kept["up"].any(axis=1))
+    heads = _any(_any(kept["k"], 1).reshape(checked.spec.kv_heads, -1), 1)
+    units = Units(heads, _any(kept["up"], 1))
     for role, linear in linears.items():
         if not np.array_equal(kept[role], kept_positions(checked.spec, linear, units)):
             raise InputRefused(
@@ -145,7 +145,11 @@ def _picks(checked: CheckedModel, units: list[Units]) -> Iterator[tuple[str, tup
     """`(tensor, kept positions of each axis)` of the linears and their biases."""
     for linear in checked.spec.linears():
         kept = kept_positions(checked.spec, linear, units[linear.layer])
-        rows, columns = kept.any(axis=1), kept.any(axis=0)
+        rows, columns = _any(kept, 1), _any(kept, 0)
         yield linear.weight, (rows, columns)
         if linear.bias:
             yield f"{linear.module}.bias", (rows,)
+
+
+def _any(kept: Bools, axis: int) -> Bools:
+    return np.any(kept, axis=axis, keepdims=False).reshape(-1)
