@@ -74,7 +74,8 @@ class PackedCpuTarget(PackedTarget):
         """What rounding activations may do to logits.
 
         With bfloat16 values SmolLM2 stays within 0.012; the bounds with integers come of small
-        random models only. bfloat16 values are multiplied by activations rounded to bfloat16, integers by 8 or 16 bits.
+        random models only. bfloat16 values are multiplied by activations rounded to bfloat16,
+        integers by activations of 8 or 16 bits.
         """
         if self.values in ("int8", "int4") and self.activations == "int8":
             return Tolerance(max_rel=1e-1, top1=0.9)
