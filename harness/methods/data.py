@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from exporter.calibration.source import read_text
-from exporter.errors import InputRefused
+from exporter.errors import InputRefused, UsageError
 from harness.text import BUILTIN, MAX_BYTES, Tokens, load_text
 
 _LINES = (".jsonl", ".ndjson")
@@ -74,6 +74,7 @@ def documents(source: str, field: str) -> list[str]:
 
     Raises:
         InputRefused: see `load_windows`.
+        UsageError: a name of the hub, without the library that knows it.
     """
     if source == BUILTIN:
         return [load_text(source)]
@@ -109,8 +110,15 @@ def _lines(text: str, field: str, file: str) -> list[str]:
 
 def _from_hub(source: str, field: str) -> list[str]:
     """Rows of a dataset in this machine's cache; nothing is downloaded."""
-    from datasets import DownloadConfig, load_dataset
-
+    try:
+        from datasets import DownloadConfig, load_dataset
+    except ImportError:
+        raise UsageError(
+            "usage",
+            f"{source!r} is no file, and datasets is not installed",
+            expected="a file, or the libraries of the extra `tune`",
+            hint='pip install "sparse-export[tune]"',
+        ) from None
     name, _, split = source.partition(":")
     name, _, config = name.partition("@")
     try:
