@@ -1,6 +1,6 @@
 """A packed linear as a torch operator, so that compiled and traced models can hold it.
 
-`torch.ops.sparse_export.packed_linear(x, key, rows)` finds its linear by a number, since an
+`torch.ops.sparse_export.cpu_linear(x, key, rows)` finds its linear by a number, since an
 operator takes tensors and numbers only. Its fake implementation knows shapes and types, which is
 all that torch.compile and torch.export ask for.
 """
@@ -41,9 +41,9 @@ def _shape(x: torch.Tensor, key: int, rows: int) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], rows), dtype=kept)
 
 
-_library.define("packed_linear(Tensor x, int key, int rows) -> Tensor")
-_library.impl("packed_linear", _run, "CPU")
-torch.library.register_fake("sparse_export::packed_linear", _shape, lib=_library)
+_library.define("cpu_linear(Tensor x, int key, int rows) -> Tensor")
+_library.impl("cpu_linear", _run, "CPU")
+torch.library.register_fake("sparse_export::cpu_linear", _shape, lib=_library)
 
 
 class PackedModule(torch.nn.Module):
@@ -57,4 +57,4 @@ class PackedModule(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> Any:
         """The product, by the operator."""
-        return torch.ops.sparse_export.packed_linear(x, self._key, self._rows)
+        return torch.ops.sparse_export.cpu_linear(x, self._key, self._rows)
