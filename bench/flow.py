@@ -275,7 +275,7 @@ def tools_of(
         raise
     journal.close()
     if how.keep.path is None:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def _has_readings(path: Path) -> bool:

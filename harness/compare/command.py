@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from exporter.commands.terminal import interruptible
-from exporter.store.jsonio import write_json
+from exporter.store.jsonio import dump_json
 from harness.compare.matrix import cells
 from harness.compare.page import page
 from harness.compare.run import Budget, run_cells
@@ -47,9 +47,17 @@ def compare_command(
         results = run_cells(model, output, todo, budget, lambda text: print(text, flush=True))
     table = lines(results, reference or todo[0].row.label)
     text = markdown(table)
-    (output / "table.md").write_text(text, encoding="utf-8")
-    write_json(output / "results.json", {"schema": 1, "cells": results})
-    write_json(output / "table.json", {"schema": 1, "lines": [x.record() for x in table]})
     shown = page(table, results, f"{model.resolve().name}: {steps} steps")
-    (output / "report.html").write_text(shown, encoding="utf-8")
+    _replace(output / "table.md", text.encode())
+    _replace(output / "results.json", dump_json({"schema": 1, "cells": results}))
+    rows = [line.record() for line in table]
+    _replace(output / "table.json", dump_json({"schema": 1, "lines": rows}))
+    _replace(output / "report.html", shown.encode())
     print(text)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """A run that goes on has the tables of before in its folder."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_bytes(content)
+    fresh.replace(path)

@@ -50,7 +50,10 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_mock(root / name, spec)
     shutil.copy(CI / "bench.toml", root)
     suite = ["--suite", str(root / "bench.toml"), "--json", str(root / "base.json")]
-    assert cli.run(["run", str(root / "base"), *suite]) == 0
+    # Samples lie in the current folder while it runs: not in one that another worker shares.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        assert cli.run(["run", str(root / "base"), *suite]) == 0
     return root
 
 
