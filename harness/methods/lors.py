@@ -12,20 +12,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from harness.methods.masked import MaskedLoraLinear, forward_masked, merged, row_blocks
+from harness.methods.masked import MaskedLora, MaskedLoraLinear, merged, row_blocks
 
 
-class CheapLora(torch.autograd.Function):
-    """`apply(x, weight, kept, a, b, scale)`; the gradient flows to x, a and b."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, kept: Tensor, a: Tensor, b: Tensor, scale: float
-    ) -> Tensor:
-        """`x [..., in]` -> `[..., out]`; the forward of `MaskedLora`."""
-        ctx.save_for_backward(x, weight, kept, a, b)
-        ctx.scale = scale
-        return forward_masked(x, weight, kept, a, b, scale)
+class CheapLora(MaskedLora):
+    """`apply(x, weight, kept, a, b, scale)`: the forward of `MaskedLora`, another backward."""
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
