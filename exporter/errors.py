@@ -226,6 +226,10 @@ CATALOGUE: dict[str, ErrorKind] = {
     "data-invalid": ErrorKind(
         "The training or calibration data cannot be used.", "Check the data."
     ),
+    "task-invalid": ErrorKind(
+        "A task's file breaks its form, or asks for code to be run.",
+        "See docs/reference/evaluation.md.",
+    ),
     "training-failed": ErrorKind(
         "Training stopped: no finite numbers, no memory, or a broken mask.",
         "Lower the learning rate or the batch; the message names step and tensor.",

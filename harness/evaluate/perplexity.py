@@ -70,7 +70,12 @@ def perplexity(
 
 def nats_of(logits: F32, ids: Tokens) -> F64:
     """Negative log-likelihood of `ids[1:]` by logits `[n, vocab]` float32, in float64 `[n - 1]`."""
-    rows = logits[:-1].astype(np.float64)
+    return nats_of_rows(logits[:-1], ids[1:])
+
+
+def nats_of_rows(logits: F32, ids: Tokens) -> F64:
+    """Negative log-likelihood of `ids [n]`, each by its row of logits `[n, vocab]` float32."""
+    rows = logits.astype(np.float64)
     top = rows.max(axis=1, keepdims=True)
     norm = np.log(np.exp(rows - top).sum(axis=1)) + top[:, 0]
-    return norm - np.take_along_axis(rows, ids[1:, None], axis=1)[:, 0]
+    return norm - np.take_along_axis(rows, ids[:, None], axis=1)[:, 0]

@@ -43,6 +43,14 @@ class Evaluation:
             "engine": self.engine,
         }
 
+    def told(self) -> str:
+        """For people."""
+        return (
+            f"perplexity {self.score.perplexity:.4f}  ({self.score.tokens} tokens scored, "
+            f"{self.score.windows} windows of {self.protocol.length}, "
+            f"stride {self.protocol.step}, {self.engine})"
+        )
+
 
 def evaluate_folder(
     folder: Path,
