@@ -15,8 +15,15 @@ from jinja2 import TemplateError
 from exporter.errors import InputRefused
 
 # What a template, or a function of lm-eval's task, raises on a row of another form.
-ROW_ERRORS = (TemplateError, KeyError, IndexError, TypeError, ValueError, AttributeError)
-ROW_ERRORS = (*ROW_ERRORS, SyntaxError)  # ast.literal_eval of a template's text
+ROW_ERRORS = (
+    TemplateError,
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    SyntaxError,  # ast.literal_eval of a template's text
+)
 
 
 def check_rows(task: Any, limit: int | None) -> None:

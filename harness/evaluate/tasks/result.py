@@ -1,4 +1,4 @@
-"""Scores of a run: for people a table, for machines JSON of a stated form (`result.schema.json`)."""
+"""Scores of a run: a table for people, JSON for machines (`result.schema.json` is its form)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ class Scores:
 
 def rows_of(found: Mapping[str, Any]) -> tuple[Score, ...]:
     """The rows of what `lm_eval.evaluator.evaluate` gives; means over tasks first."""
-    names = [*found.get("groups", {}), *sorted(set(found["results"]) - set(found.get("groups", {})))]
+    groups: Mapping[str, Any] = found.get("groups", {})
+    names = [*groups, *(name for name in found["results"] if name not in groups)]
     return tuple(row for name in names for row in _rows(name, found))
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -142,11 +143,15 @@ def _require_room(tasks: Iterable[Any], watch: Watch) -> None:
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """lm-eval warns of what is decided here (local rows, a loaded model)."""
-    log = logging.getLogger("lm_eval")
+    """No warnings of what is decided here (local rows, a loaded model), and no bars but ours."""
+    import lm_eval.api.task as module
+
+    log, bars = logging.getLogger("lm_eval"), module.tqdm
     before = log.level
     log.setLevel(logging.ERROR)
+    module.tqdm = partial(bars, disable=True)
     try:
         yield
     finally:
         log.setLevel(before)
+        module.tqdm = bars

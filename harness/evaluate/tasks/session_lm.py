@@ -55,6 +55,10 @@ class SessionLM(TemplateLM):
             given = {"add_special_tokens": False}
         return list(self.tokenizer.encode(string, **given))
 
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[Scored]:
+        """Log-likelihood of answers after their contexts; no bar of lm-eval's: the run has one."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
     def _loglikelihood_tokens(self, requests: Sequence[Request], **_: Any) -> list[Scored]:
         self._watch.begin(requests)
         self._watch.count_cut(requests)

@@ -9,8 +9,10 @@ from lm_eval.models.huggingface import HFLM
 
 from harness.evaluate.tasks.limits import Request, Watch, require_finite
 
+_Base: Any = HFLM  # its decorator hides its type
 
-class TorchLM(HFLM):
+
+class TorchLM(_Base):
     """`HFLM` over a model that is loaded already; its mode, type and place stay."""
 
     def __init__(self, model: Any, tokenizer: Any, watch: Watch, batch: int) -> None:
@@ -20,13 +22,16 @@ class TorchLM(HFLM):
             backend="causal",
         )  # fmt: skip
 
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """As `HFLM` does, without its bar: the run has one."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: Any = None
     ) -> list[tuple[float, bool]]:
         self._watch.begin(requests)
         self._watch.count_cut(requests)
-        base: Any = super()
-        found = base._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+        found = super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
         require_finite(value for value, _ in found)
         return found
 
