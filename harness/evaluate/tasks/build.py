@@ -53,11 +53,13 @@ def load_tasks(names: Sequence[str], data: Path, shots: int | None, limit: int |
     manager = _manager()
     loaded = Loaded()
     for name in names:
+        before = len(loaded.files)
         spec = _spec(manager, name, data, shots, loaded.files)
         try:
             built = manager.load([spec])
         except ROW_ERRORS as error:  # lm-eval renders the first row while it builds
-            raise row_error(name, error) from error
+            read = loaded.files[before:]
+            raise row_error(read[0].file if len(read) == 1 else name, error) from error
         loaded.tasks |= built["tasks"]
         if name == MMLU:
             loaded.groups[MMLU] = _pooled(built["tasks"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
+
+from exporter.errors import UsageError
 
 
 @contextmanager
@@ -13,6 +15,9 @@ def sandboxed() -> Generator[None]:
 
     lm-eval renders with a module's variable, so that is what is replaced; a null would otherwise
     be rendered as the word "None" and be scored.
+
+    Raises:
+        UsageError: `usage` where the installed lm-eval renders in another way.
     """
     import lm_eval.utils
     from jinja2 import BaseLoader, StrictUndefined, UndefinedError
@@ -33,6 +38,22 @@ def sandboxed() -> Generator[None]:
     safe.filters["regex_replace"] = before.filters["regex_replace"]
     lm_eval.utils.env = safe
     try:
+        _require_at_work(lm_eval.utils.apply_template)
         yield
     finally:
         lm_eval.utils.env = before
+
+
+def _require_at_work(render: Callable[[str, dict[str, Any]], str]) -> None:
+    from jinja2.exceptions import SecurityError
+
+    try:
+        render("{{ x.__class__.__mro__ }}", {"x": 1})
+    except SecurityError:
+        return
+    raise UsageError(
+        "usage",
+        "the installed lm-eval renders templates outside the sandbox",
+        expected="lm-eval 0.4.13, or another that renders with lm_eval.utils.env",
+        hint='pip install "lm-eval==0.4.13"',
+    )
