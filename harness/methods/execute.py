@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from exporter.contract import Progress
+from exporter.errors import UsageError
 from exporter.model import CheckedModel
 from exporter.store.folder import Staging
 from harness.methods.base import Adaptation, Base
@@ -16,9 +17,9 @@ from harness.methods.loop import reproducible
 from harness.methods.oneshot import train_once
 from harness.methods.options import Report
 from harness.methods.recipe import BASE, Recipe
-from harness.methods.registry import METHODS
+from harness.methods.registry import METHODS, TrainMethod
 from harness.methods.settings import parse_settings
-from harness.methods.world import wait
+from harness.methods.world import sharded, wait
 from harness.prune.passes import Method
 from harness.text import Tokens
 
@@ -41,8 +42,10 @@ def execute(
 
     Raises:
         VerificationFailed: `training-failed`.
-        UsageError: `usage` for settings that the model or the steps cannot have.
+        UsageError: `usage` for settings that the model or the steps cannot have, and for FSDP with
+            a method that cannot have it.
     """
+    _require_whole_or_cut(recipe.method)
     record = Record()
     context = Context(
         checked=checked, rows=rows, calibration=calibration, training=recipe.training,
@@ -55,6 +58,17 @@ def execute(
         with record.phase("writing"):
             _write(adaptation, base, checked, staging.path, whole=METHODS[recipe.method].whole)
     return record
+
+
+def _require_whole_or_cut(method: TrainMethod) -> None:
+    """Refuse FSDP for methods that change, or look at, the weights that it would cut."""
+    if sharded() and not METHODS[method].shards:
+        able = ", ".join(name.value for name, entry in METHODS.items() if entry.shards)
+        raise UsageError(
+            "usage", f"FSDP with --method {method.value}",
+            expected=f"a method that trains beside a frozen base: {able}",
+            hint="Launch without --use_fsdp: each process then holds the whole model.",
+        )  # fmt: skip
 
 
 def _quiet(_step: int, _loss: float) -> None:

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 
 from exporter.errors import UsageError, VerificationFailed
+from harness.methods import shard
 from harness.methods.base import Adaptation
 from harness.methods.checkpoint import StepStore
 from harness.methods.options import Report, Training
+from harness.methods.world import sharded
 from harness.text import Tokens
 
 _NO_MEMORY = ("out of memory", "allocate memory", "not enough memory")
@@ -58,8 +60,13 @@ class Loop:
     ) -> None:
         self.adaptation, self.rows, self.options, self.store = adaptation, rows, options, store
         self._accelerator: Any = _accelerator(options)
-        self._model: Any = self._accelerator.prepare_model(adaptation.model)
         self._params = list(adaptation.trained.values())
+        self._sharded = sharded()
+        self._model: Any = (
+            shard.cut(adaptation.model, self._params, self._accelerator.device)
+            if self._sharded
+            else self._accelerator.prepare_model(adaptation.model)
+        )
         self.optimiser = torch.optim.AdamW(
             adaptation.groups(options), lr=options.lr, weight_decay=options.weight_decay
         )
@@ -100,12 +107,14 @@ class Loop:
             every = self.options.save_every
             if every and (step + 1) % every == 0 and step + 1 < self.options.steps:
                 self._save(step + 1, losses)
+        shard.gather(self._model)
         self.adaptation.verify()
         self._model.eval()
         return losses
 
     def _save(self, done: int, losses: list[float]) -> None:
-        self.adaptation.verify()  # a checkpoint is a good one
+        with shard.gathered(self._model):
+            self.adaptation.verify()  # a checkpoint is a good one
         if self.store is not None and self.main:
             self.store.save(done, self.adaptation, self.optimiser, losses)
         self._accelerator.wait_for_everyone()
@@ -134,13 +143,20 @@ class Loop:
         for i in parts:
             last = i == parts[-1]
             ids = torch.from_numpy(batch[i : i + self._micro]).to(self._accelerator.device)
-            apart = nullcontext() if last else self._accelerator.no_sync(self._model)
-            with apart:
+            with self._part(last):
                 loss = self._model(input_ids=ids, labels=ids).loss / self.options.accumulate
                 total += loss.detach()
                 extra = self.adaptation.penalty() if last else None
                 self._accelerator.backward(loss if extra is None else loss + extra)
+        if self._sharded:
+            shard.average_gradients(self._params, self._accelerator)
         return self._accelerator.reduce(total, reduction="mean")
+
+    def _part(self, last: bool) -> Any:
+        """Around forward and backward of one part of a batch."""
+        if self._sharded:
+            return self._accelerator.autocast()  # `prepare_model` gives it to a model of its own
+        return nullcontext() if last else self._accelerator.no_sync(self._model)
 
     def _finite(self, loss: torch.Tensor, norm: torch.Tensor, step: int) -> float:
         value = float(loss)

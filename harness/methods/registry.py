@@ -40,6 +40,7 @@ class Entry:
     kind: Literal["once", "data", "rounds"] = "once"
     whole: bool = False  # writes a whole model, not an adapter
     exact: bool = True  # merges exactly into a sparse base
+    shards: bool = False  # trains beside a frozen base, which FSDP may cut
 
     def load(self) -> tuple[type[Any], Any]:
         """The settings' class and the callable; imports torch."""
@@ -48,13 +49,13 @@ class Entry:
 
 
 METHODS: dict[TrainMethod, Entry] = {
-    TrainMethod.losa: Entry("losa", "LosaSettings", "LosaRounds", "rounds"),
+    TrainMethod.losa: Entry("losa", "LosaSettings", "LosaRounds", "rounds", shards=True),
     TrainMethod.swgi: Entry("pool_rounds", "PoolSettings", "PoolRounds", "rounds"),
     TrainMethod.s2ft: Entry("s2ft", "S2ftSettings", "S2ft", "data"),
-    TrainMethod.sparse_lora: Entry("sparse_lora", "LowRankSettings", "sparse_lora"),
-    TrainMethod.lors: Entry("sparse_lora", "LowRankSettings", "lors"),
+    TrainMethod.sparse_lora: Entry("sparse_lora", "LowRankSettings", "sparse_lora", shards=True),
+    TrainMethod.lors: Entry("sparse_lora", "LowRankSettings", "lors", shards=True),
     TrainMethod.spp: Entry("spp", "SppSettings", "Spp"),
-    TrainMethod.lora: Entry("peft_lora", "LowRankSettings", "lora", exact=False),
+    TrainMethod.lora: Entry("peft_lora", "LowRankSettings", "lora", exact=False, shards=True),
     TrainMethod.dora: Entry("peft_lora", "LowRankSettings", "dora", exact=False),
     TrainMethod.adalora: Entry("adalora", "AdaloraSettings", "Adalora", exact=False),
     TrainMethod.sora: Entry("sora", "SoraSettings", "Sora", exact=False),

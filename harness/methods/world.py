@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+_FSDP = "ACCELERATE_USE_FSDP"  # `accelerate launch --use_fsdp` sets it
+_asked: list[bool] = []
+
+
+def sharded() -> bool:
+    """Whether the launcher asked for FSDP; the first call takes the wish out of the environment.
+
+    There it would have transformers load no weights but in the first process, and accelerate wrap
+    models itself (see `shard.py`).
+    """
+    if not _asked:
+        _asked.append(os.environ.get(_FSDP, "").lower() in ("1", "true"))
+        os.environ.pop(_FSDP, None)
+    return _asked[0] and bool(_state().num_processes > 1)
 
 
 def _state() -> Any:
