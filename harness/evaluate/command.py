@@ -11,6 +11,7 @@ from rich.console import Console
 from exporter.commands.terminal import TerminalListener, interruptible, print_json
 from exporter.errors import UsageError
 from exporter.store.jsonio import write_json
+from harness.documents import FIELD
 from harness.evaluate.protocol import Protocol
 from harness.evaluate.run import evaluate_folder
 from harness.evaluate.tasks.names import parse_tasks
@@ -25,8 +26,9 @@ def eval_command(
     ],
     data: Annotated[
         str | None,
-        typer.Option("--data", help='Perplexity on a UTF-8 text file, or on "builtin".'),
+        typer.Option("--data", help='Perplexity on text, JSON lines, a hub dataset or "builtin".'),
     ] = None,
+    field: Annotated[str, typer.Option("--field", help="Text of a JSON line or a row.")] = FIELD,
     tasks: Annotated[str | None, typer.Option("--tasks", help=TASKS_HELP)] = None,
     task_data: Annotated[
         Path | None, typer.Option("--task-data", help="Folder of TASK/SPLIT.jsonl.")
@@ -78,7 +80,9 @@ def eval_command(
             scores = evaluate_tasks(model, asked, **given)
             record, shown = scores.record(), scores.table()
         else:
-            done = evaluate_folder(model, data or "", Protocol(length, stride, tokens), **given)
+            done = evaluate_folder(
+                model, data or "", Protocol(length, stride, tokens), field=field, **given
+            )
             record, shown = done.record(), done.told()
     if output is not None:
         write_json(output, record)

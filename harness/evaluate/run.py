@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -11,12 +10,12 @@ from typing import Any
 
 from exporter.contract import Progress
 from exporter.errors import UsageError
+from harness.documents import FIELD, digest, documents, joined_ids
 from harness.evaluate.artefact import is_artefact, opened
 from harness.evaluate.artefact import scorer as artefact_scorer
 from harness.evaluate.perplexity import Score, Scorer, perplexity
 from harness.evaluate.protocol import Protocol
 from harness.hf import load_tokenizer
-from harness.text import load_text, token_ids
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,7 @@ def evaluate_folder(
     data: str,
     protocol: Protocol,
     *,
+    field: str = FIELD,
     adapters: Sequence[Path] = (),
     masks: Path | None = None,
     tokenizer: Path | None = None,
@@ -67,7 +67,9 @@ def evaluate_folder(
     Args:
         folder: a Hugging Face folder (float32 on the CPU, transformers), or an artefact that
             `sparse-export` published (its own engine).
-        data: a UTF-8 text file, or "builtin"; tokenised in one piece, no special tokens.
+        data: a UTF-8 text file, or "builtin", tokenised in one piece, no special tokens; or JSON
+            lines or a cached dataset of the hub, the end token behind each text.
+        field: of a JSON line or a dataset's row: its text.
         protocol: which tokens count.
         adapters: added to a Hugging Face folder; nothing of them is dropped.
         masks: masks file of a Hugging Face folder; else its zeros are the mask.
@@ -84,11 +86,11 @@ def evaluate_folder(
         raise UsageError(
             "usage", "adapters or masks for an exported artefact", expected="a Hugging Face folder"
         )
-    text = load_text(data)
-    ids = token_ids(load_tokenizer(tokenizer or folder), text)
+    texts = documents(data, field)
+    ids = joined_ids(load_tokenizer(tokenizer or folder), texts)
     with _scorer(folder, adapters, masks, progress) as (score, longest, engine):
         found = perplexity(score, ids, protocol.checked(longest), progress)
-    return Evaluation(found, protocol, data, hashlib.sha256(text.encode()).hexdigest(), engine)
+    return Evaluation(found, protocol, data, digest(texts), engine)
 
 
 @contextmanager

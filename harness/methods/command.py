@@ -11,6 +11,7 @@ from rich.console import Console
 
 from exporter.commands.terminal import TerminalListener, interruptible
 from exporter.errors import UsageError
+from harness.documents import FIELD
 from harness.methods.masking import PRUNERS
 from harness.methods.options import Training
 from harness.methods.recipe import BASE, Recipe
@@ -32,7 +33,7 @@ def train_command(
         typer.Option("--sparsity", help='Prune to it ("0.7", "2:4"); else MODEL is as it is.'),
     ] = None,
     data: Annotated[str, typer.Option("--data", help=DATA_HELP)] = BUILTIN,
-    field: Annotated[str, typer.Option("--field", help="Text of a JSON line or a row.")] = "text",
+    field: Annotated[str, typer.Option("--field", help="Text of a JSON line or a row.")] = FIELD,
     masks: Annotated[
         Path | None, typer.Option("--masks", help="Masks file; else the zeros are the mask.")
     ] = None,
@@ -87,7 +88,7 @@ def train_command(
         method=method, training=training, data=data, field=field, masks=masks, pruner=pruner,
         settings=(*(options or ()), *_shortcuts(method, rank, alpha)),
         sparsity=None if sparsity is None else parse_sparsity(sparsity),
-        calibration=calibration and Calibration(calibration, samples, length, seed) or None,
+        calibration=calibration and Calibration(calibration, samples, length, seed, field) or None,
     )  # fmt: skip
     with interruptible(), TerminalListener(Console(stderr=True)) as listener:
         listener.stage(f"train ({method.value})")

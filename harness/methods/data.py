@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
-
-from exporter.calibration.source import read_text
-from exporter.errors import InputRefused, UsageError
-from harness.text import BUILTIN, MAX_BYTES, Tokens, load_text
-
-_LINES = (".jsonl", ".ndjson")
-_FILES = (*_LINES, ".txt", ".md", ".text", ".json")
+from exporter.errors import InputRefused
+from harness.documents import FIELD, digest, documents, joined_ids
+from harness.text import Tokens, cut
 
 
 @dataclass(frozen=True)
@@ -30,7 +22,7 @@ class Data:
 
 
 def load_windows(
-    tokenizer: Any, source: str, length: int, field: str = "text", longest: int | None = None
+    tokenizer: Any, source: str, length: int, field: str = FIELD, longest: int | None = None
 ) -> Data:
     """Windows of `length` tokens, one after the other; a shorter rest is left out.
 
@@ -54,106 +46,7 @@ def load_windows(
             hint="Give a smaller --length.",
         )
     texts = documents(source, field)
-    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
-    ids = _token_ids(tokenizer, texts)
-    count = ids.size // length
-    if count == 0:
-        raise InputRefused(
-            "data-invalid",
-            f"{ids.size} tokens",
-            expected=f"at least one window of {length} tokens",
-            file=source,
-            hint="Give more text, or a smaller --length.",
-        )
+    ids = joined_ids(tokenizer, texts)
+    rows = cut(ids, length, source)
     name = Path(source).name if Path(source).exists() else source
-    return Data(ids[: count * length].reshape(count, length), name, digest, int(ids.size))
-
-
-def documents(source: str, field: str) -> list[str]:
-    """The texts of a source, in its order.
-
-    Raises:
-        InputRefused: see `load_windows`.
-        UsageError: a name of the hub, without the library that knows it.
-    """
-    if source == BUILTIN:
-        return [load_text(source)]
-    path = Path(source)
-    if path.suffix in _LINES:
-        return _lines(read_text(path, MAX_BYTES), field, path.name)
-    if path.exists() or path.suffix in _FILES:
-        return [load_text(source)]
-    return _from_hub(source, field)
-
-
-def _lines(text: str, field: str, file: str) -> list[str]:
-    found: list[str] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row: Any = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputRefused("json-invalid", f"line {number}: {error}", file=file) from error
-        value: Any = cast(dict[str, Any], row).get(field) if isinstance(row, dict) else None
-        if not isinstance(value, str):
-            raise InputRefused(
-                "data-invalid",
-                f"line {number} has no text {field!r}",
-                expected=f'{{"{field}": "..."}} in each line',
-                file=file,
-                hint="Name the field with --field.",
-            )
-        found.append(value)
-    return _some(found, file)
-
-
-def _from_hub(source: str, field: str) -> list[str]:
-    """Rows of a dataset in this machine's cache; nothing is downloaded."""
-    try:
-        from datasets import DownloadConfig, load_dataset
-    except ImportError:
-        raise UsageError(
-            "usage",
-            f"{source!r} is no file, and datasets is not installed",
-            expected="a file, or the libraries of the extra `tune`",
-            hint='pip install "sparse-export[tune]"',
-        ) from None
-    name, _, split = source.partition(":")
-    name, _, config = name.partition("@")
-    try:
-        rows = cast(
-            Iterable[dict[str, Any]],
-            load_dataset(
-                name,
-                config or None,
-                split=split or "train",
-                download_config=DownloadConfig(local_files_only=True),
-            ),
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputRefused(
-            "input-missing",
-            f"no such file, and no such dataset in the cache ({type(error).__name__})",
-            expected="a text, JSON lines, or NAME[@CONFIG][:SPLIT] of a dataset that was fetched",
-            file=source,
-            hint="Fetch it where there is a network: datasets.load_dataset(NAME).",
-        ) from error
-    return _some([row[field] for row in rows if isinstance(row.get(field), str)], source)
-
-
-def _some(texts: list[str], file: str) -> list[str]:
-    if not any(text.strip() for text in texts):
-        raise InputRefused("data-invalid", "the text is empty", expected="text", file=file)
-    return texts
-
-
-def _token_ids(tokenizer: Any, texts: list[str]) -> Tokens:
-    end = tokenizer.eos_token_id
-    parts: list[Tokens] = []
-    for text in texts:
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        if len(texts) > 1 and end is not None:
-            ids = [*ids, end]
-        parts.append(np.asarray(ids, dtype=np.int64))
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+    return Data(rows, name, digest(texts), int(ids.size))

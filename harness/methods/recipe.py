@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.documents import FIELD
 from harness.methods.options import Training
 from harness.methods.registry import TrainMethod
 from harness.prune.run import Calibration
@@ -23,7 +24,7 @@ class Recipe:
     training: Training
     settings: Sequence[str] = ()  # KEY=VALUE of the method
     data: str = BUILTIN
-    field: str = "text"
+    field: str = FIELD
     sparsity: Sparsity | None = None  # prune to it; None: the model's own masks
     pruner: str = "wanda"
     calibration: Calibration | None = None  # None: 32 windows of the training text

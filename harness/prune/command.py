@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 
 from exporter.commands.terminal import TerminalListener, interruptible
+from exporter.memory import peak_rss_bytes
+from harness.documents import FIELD
 from harness.prune.compact import compact_folder
 from harness.prune.plan import Rates
 from harness.prune.run import MASKS, Calibration, Pruned, prune_folder
@@ -17,6 +19,10 @@ from harness.prune.sparsity import parse_sparsity
 from harness.rates.names import IMPORTANCES, UNIFORM
 from harness.text import BUILTIN
 
+DATA_HELP = (
+    "UTF-8 text, JSON lines, token ids (.json, .safetensors), NAME[@CONFIG][:SPLIT] of a cached "
+    'hub dataset, "builtin", or "random" ids.'
+)
 RATES_HELP = f"Rates of blocks: {UNIFORM}, {', '.join(IMPORTANCES)}, or a JSON file of shares."
 
 
@@ -55,9 +61,8 @@ def prune_command(
     per: Annotated[
         Scope, typer.Option("--per", help="Where a share is reached: each row, or the tensor.")
     ] = Scope.row,
-    data: Annotated[
-        str, typer.Option("--data", help='UTF-8 text, token ids (.json), or "builtin".')
-    ] = BUILTIN,
+    data: Annotated[str, typer.Option("--data", help=DATA_HELP)] = BUILTIN,
+    field: Annotated[str, typer.Option("--field", help="Text of a JSON line or a row.")] = FIELD,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Windows of text.")] = 32,
     length: Annotated[int, typer.Option("--length", min=2, help="Tokens per window.")] = 128,
     rates: Annotated[str, typer.Option("--rates", help=RATES_HELP)] = UNIFORM,
@@ -80,7 +85,7 @@ def prune_command(
 ) -> None:
     """Zero the linears of the decoder's blocks; masks go to OUTPUT/masks/masks.safetensors."""
     amount = parse_sparsity(sparsity, per.value)
-    calibration = Calibration(data, samples, length, seed)
+    calibration = Calibration(data, samples, length, seed, field)
     how = Rates(rates, delta, beta, rule.value, for_2_4, tuple(compare or ()))
     with interruptible(), TerminalListener(Console(stderr=True)) as listener:
         listener.stage(f"prune ({method.value}, {amount})")
@@ -116,3 +121,4 @@ def tell(done: Pruned, output: Path) -> None:
     if done.rates.source != UNIFORM:
         print("zeros by block: " + " ".join(f"{share:.3f}" for share in done.reached))
     print(f"{output}: {done.linears} linears, {done.sparsity:.2%} zeros; masks in {output / MASKS}")
+    print(f"peak memory {peak_rss_bytes() / 1e9:.2f} GB")

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from exporter.calibration.source import read_ids
 from exporter.check.model import check_model
 from exporter.contract import Progress
@@ -17,25 +19,30 @@ from exporter.errors import UsageError
 from exporter.model import CheckedModel
 from exporter.store.checkpoint import Checkpoint
 from exporter.store.folder import stage
+from harness.documents import FIELD, documents, joined_ids
 from harness.hf import load_tokenizer
 from harness.prune.output import MASKS, PrunedFolder
 from harness.prune.passes import CALIBRATED, REWRITES, Method, prune_pass, require_fit
 from harness.prune.plan import Plan, Rates, block_sizes, make_plan, wanted
 from harness.prune.sparsity import Sparsity
-from harness.text import BUILTIN, Tokens, cut, draw, load_text, token_ids
+from harness.text import BUILTIN, Tokens, cut, draw
 
 __all__ = ["MASKS", "RECORD", "Calibration", "Method", "Pruned", "prune_folder"]
 RECORD = Path("masks", "prune.json")
+RANDOM = "random"  # ids drawn evenly by the seed: for times and memory, not for good masks
+IDS = (".json", ".safetensors")  # files of token ids: they need no tokenizer
 
 
 @dataclass(frozen=True)
 class Calibration:
     """Text that a data-aware score is measured on: `samples` windows of `length` tokens."""
 
-    source: str = BUILTIN  # a text file, token ids (.json, .safetensors), or "builtin"
+    # "random", token ids (.json, .safetensors), or what `documents` reads.
+    source: str = BUILTIN
     samples: int = 32
     length: int = 128
     seed: int = 0
+    field: str = FIELD  # of a JSON line or a dataset's row
 
 
 @dataclass(frozen=True)
@@ -142,14 +149,14 @@ def _tokens(checked: CheckedModel, used: Calibration) -> Tokens:
             hint="Give a smaller --length.",
         )
     root = checked.checkpoint.root
-    if used.source == BUILTIN:
-        ids = token_ids(load_tokenizer(root), load_text(BUILTIN))
+    if used.source == RANDOM:
+        rng = np.random.default_rng(used.seed)
+        return rng.integers(0, checked.spec.vocab, (used.samples, used.length))
+    if Path(used.source).suffix in IDS:
+        ids = read_ids(Path(used.source), lambda _: np.empty(0, np.int64), checked.spec.vocab)
     else:
-        ids = read_ids(
-            Path(used.source),
-            lambda text: token_ids(load_tokenizer(root), text),
-            checked.spec.vocab,
-        )
+        texts = documents(used.source, used.field)
+        ids = joined_ids(load_tokenizer(root), texts)
     return draw(cut(ids, used.length, used.source), used.samples, used.seed)
 
 
