@@ -158,6 +158,8 @@ def _worth_keeping(work: Path) -> bool:
 
 
 def _finish(out: Path, resolved: dict[str, Any], done: Any, work: Path) -> None:
+    from harness.methods.world import processes, sharded
+
     write_json(out / RECORD, {**resolved, **done.done, "trainable": done.trainable})
     steps = max(1, resolved["training"]["steps"])
     write_json(
@@ -168,6 +170,8 @@ def _finish(out: Path, resolved: dict[str, Any], done: Any, work: Path) -> None:
             "seconds_per_step": done.seconds.get("training", 0.0) / steps,
             "trainable": done.trainable,
             "optimiser_bytes": done.optimiser_bytes,
+            "processes": processes(),
+            "fsdp": sharded(),
             "peak_rss_bytes": peak_rss_bytes(),
         },
     )

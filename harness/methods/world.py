@@ -18,7 +18,12 @@ def sharded() -> bool:
     if not _asked:
         _asked.append(os.environ.get(_FSDP, "").lower() in ("1", "true"))
         os.environ.pop(_FSDP, None)
-    return _asked[0] and bool(_state().num_processes > 1)
+    return _asked[0] and processes() > 1
+
+
+def processes() -> int:
+    """How many there are."""
+    return int(_state().num_processes)
 
 
 def _state() -> Any:

@@ -15,11 +15,11 @@ from safetensors.numpy import load_file
 
 from tests.tiny import save_tiny
 
-CODE = "import sys; from harness.cli import main; main(sys.argv[1:])"
 LAUNCH = [
     sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2",
     "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
     "--main_process_port", "0", "--use_fsdp", "--fsdp_version", "2",
+    "-m", "harness",
 ]  # fmt: skip
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -33,7 +33,7 @@ def words(model, out, method, *more):
 
 def alone(*args):
     return subprocess.run(
-        [sys.executable, "-c", CODE, *args], env=ENV, capture_output=True, check=False
+        [sys.executable, "-m", "harness", *args], env=ENV, capture_output=True, check=False
     )
 
 
@@ -48,7 +48,7 @@ def side_by_side(*args):
     }  # fmt: skip
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", CODE, *args],
+            [sys.executable, "-m", "harness", *args],
             env={**ENV, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
@@ -56,14 +56,14 @@ def side_by_side(*args):
     return [worker.wait(timeout=300) for worker in workers]
 
 
-def launched(tmp_path, *args):
+def launched(*args):
     """`accelerate launch --use_fsdp`: it takes no --cpu beside it, and finds no GPU."""
-    script = tmp_path / "run.py"
-    script.write_text(CODE)
-    return subprocess.run([*LAUNCH, str(script), *args], env=ENV, capture_output=True, check=False)
+    return subprocess.run([*LAUNCH, *args], env=ENV, capture_output=True, check=False)
 
 
-def same(one: Path, two: Path, kind: str) -> None:
+def same(one: Path, two: Path, kind: str, fsdp: bool = False) -> None:
+    cost = json.loads((two / "cost.json").read_text())
+    assert (cost["processes"], cost["fsdp"]) == (2, fsdp)
     left, right = (json.loads((folder / "train.json").read_text()) for folder in (one, two))
     assert right["losses"] == pytest.approx(left["losses"], rel=1e-4)
     left, right = (load_file(folder / kind) for folder in (one, two))
@@ -89,16 +89,16 @@ def test_fsdp_trains_what_one_process_does(tmp_path, method):
     model = save_tiny("llama2", tmp_path / "m")
     more = ["--set", "iterations=2"] if method == "losa" else []
     one = alone(*words(model, tmp_path / "one", method, *more))
-    two = launched(tmp_path, *words(model, tmp_path / "two", method, *more))
+    two = launched(*words(model, tmp_path / "two", method, *more))
     assert (one.returncode, two.returncode) == (0, 0), two.stderr.decode()
     (kind,) = {path.name for path in (tmp_path / "one").glob("*.safetensors")}
-    same(tmp_path / "one", tmp_path / "two", kind)
+    same(tmp_path / "one", tmp_path / "two", kind, fsdp=True)
 
 
 @pytest.mark.slow
 def test_fsdp_is_refused_where_the_base_itself_is_trained(tmp_path):
     model = save_tiny("llama2", tmp_path / "m")
-    done = launched(tmp_path, *words(model, tmp_path / "out", "full"))
+    done = launched(*words(model, tmp_path / "out", "full"))
     assert done.returncode != 0
     assert b"FSDP with --method full" in done.stderr
     assert not (tmp_path / "out").exists()

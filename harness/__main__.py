@@ -1,0 +1,5 @@
+"""`python -m harness`: what a launcher of several processes starts (`accelerate launch -m`)."""
+
+from harness.cli import main
+
+main()
