@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib import resources
+from pathlib import Path
 from types import SimpleNamespace
 
 import jsonschema
@@ -181,3 +182,22 @@ def test_lists_and_parquet_are_rows_too(models, tmp_path):
         for kind in ("lines", "list", "table")
     ]
     assert found[0] == found[1] == found[2]
+
+
+def test_the_task_file_of_the_page_is_scored(models, tmp_path):
+    """Rows of an instruction and the name of the right answer, as the page says."""
+    page = Path(__file__).parents[2] / "docs" / "reference" / "evaluation.md"
+    text = page.read_text().split("```yaml\n")[1].split("```")[0]
+    rows = [
+        {"instruction": f"{word}?", "answer": f"answer{1 + i % 4}"} for i, word in enumerate(WORDS)
+    ]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "task.yaml").write_text(text)
+    (tmp_path / "mine" / "test.json").write_text(json.dumps(rows))
+    _, found = scores(models.base, Asked(("mine",), tmp_path))
+    right = 0
+    for row in rows:
+        context = f"{row['instruction']}\n\nthe correct answer is"
+        picked = models.slow.picked([(context, f" answer{i}") for i in range(1, 5)])
+        right += row["answer"] == f"answer{picked + 1}"
+    assert found["mine", "acc", "none"].value == pytest.approx(right / len(rows))
