@@ -40,7 +40,8 @@ def documents(source: str, field: str = FIELD) -> list[str]:
 
 def _lines(text: str, field: str, file: str) -> list[str]:
     found: list[str] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines: a JSON text may hold U+2028 and its kin.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
