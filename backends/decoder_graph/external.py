@@ -23,7 +23,7 @@ from exporter.limits import LIMITS
 from exporter.store.dtypes import F32, DType
 
 _STRIDE = 1 << 20
-_TYPES = {
+_TYPES: dict[int, DType] = {
     onnx.TensorProto.FLOAT: DType.F32,
     onnx.TensorProto.BFLOAT16: DType.BF16,
     onnx.TensorProto.UINT8: DType.U8,

@@ -85,9 +85,7 @@ class OnnxRuntimeTarget:
     def runtime(self) -> RuntimeStatus:
         """Whether onnx and onnxruntime are installed; imports neither but for `sparse_ops`."""
         python = platform.python_version()
-        missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-        if missing:
-            reason = f"{' and '.join(missing)} not installed: pip install 'sparse-export[onnx]'"
+        if reason := _packages_missing():
             return RuntimeStatus(False, reason, python=python)
         if self.sparse_ops == "on":
             from backends.onnxruntime.operators import operators
@@ -95,7 +93,8 @@ class OnnxRuntimeTarget:
             try:
                 operators()
             except EngineUnfit as error:
-                return RuntimeStatus(False, str(error).splitlines()[0], python=python)
+                reason = f"{error.found}; expected {error.expected}"
+                return RuntimeStatus(False, reason, python=python)
         return RuntimeStatus(True, "ready", version("onnxruntime"), python)
 
     def inspect(self, model: FusedModel) -> Sequence[Diagnostic]:
@@ -182,10 +181,17 @@ class OnnxRuntimeTarget:
         return probe(folder, tokens)
 
     def _need_engine(self) -> None:
-        status = self.runtime()
-        if not status.available:
-            raise EngineUnfit("engine-missing", status.reason)
+        if reason := _packages_missing():
+            raise EngineUnfit("engine-missing", reason)
 
     def _options(self):
         packed = (self.values or "fp32") if self.sparse_ops == "on" else None
         return GraphOptions("optimum", self.sequence_length, packed=packed)
+
+
+def _packages_missing() -> str:
+    """Why neither graph nor engine can be imported; "" where both can."""
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if not missing:
+        return ""
+    return f"{' and '.join(missing)} not installed: pip install 'sparse-export[onnx]'"
