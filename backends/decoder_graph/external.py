@@ -49,7 +49,9 @@ def record(folder: Path, tensor: onnx.TensorProto) -> Record:
     dtype = _TYPES.get(tensor.data_type)
     if dtype is None:
         raise broken(f"element type {tensor.data_type}", "float32", name)
-    if not 1 <= len(shape) <= LIMITS.rank or any(d < 1 or d > LIMITS.dim for d in shape):
+    # The values of a ragged linear are one axis of as many as a matrix has at most.
+    most = LIMITS.dim if len(shape) > 1 else LIMITS.dim**2
+    if not 1 <= len(shape) <= LIMITS.rank or any(d < 1 or d > most for d in shape):
         raise broken(f"shape {shape}", "positive dimensions", name)
     entries = {e.key: e.value for e in tensor.external_data}
     if len(entries) != len(tensor.external_data):

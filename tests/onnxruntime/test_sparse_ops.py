@@ -100,7 +100,7 @@ def test_logits_are_those_of_the_plain_graph(kind: str, sparsity: float, tmp_pat
     found = logits(SPARSE, lower(SPARSE, fused(source, SPARSE), tmp_path / "fp32"))
     assert off(found, want) <= 1e-5
     found = logits(half, lower(half, fused(source, half), tmp_path / "bf16"))
-    assert 0 < off(found, want) <= 3e-2
+    assert off(found, want) <= 1e-5  # of a bfloat16 checkpoint
 
 
 def test_every_instruction_set(

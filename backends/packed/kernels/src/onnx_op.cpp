@@ -192,7 +192,7 @@ OrtStatus *multiply(const Kernel &k, OrtKernelContext *context, const float *x, 
   const Threads threads = {share, &session};
   const Threads *before = borrow(&threads);
   const int32_t status =
-      se_run_one(k.linear, nullptr, x, SE_X_F32, m, k.cols, y, k.rows, SE_X_F32, 0);
+      se_run_one(k.linear, nullptr, x, SE_X_F32, m, k.cols, y, k.rows, SE_X_F32, SE_ACT32);
   borrow(before);
   if (!session.failed && status != SE_OK)
     session.failed = k.api->CreateStatus(ORT_FAIL, "no memory for activations");
