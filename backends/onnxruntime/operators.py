@@ -71,7 +71,7 @@ def register(options: Any, version: int) -> Library:
 def told(metadata: Mapping[str, str]) -> dict[str, Any]:
     """For reports: how many nodes of a loaded graph are ours, and their instruction set."""
     nodes = metadata.get("sparse_export.packed_linears", "")
-    if not nodes.isdecimal():
+    if not nodes.isdecimal() or len(nodes) > 9:  # a longer one is nobody's count
         return {}
     return {"packed_linears": int(nodes), "isa": operators().choose().label}
 
