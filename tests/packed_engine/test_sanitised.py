@@ -48,7 +48,11 @@ def _runtime(name: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("qwen3", {}), ("smollm2", {"values": "int8", "head": "int8"}), ("llama3", {"values": "int4"})],
+    [
+        ("qwen3", {}),
+        ("smollm2", {"values": "int8", "head": "int8"}),
+        ("llama3", {"values": "int4"}),
+    ],
 )
 def test_a_decode_step_touches_only_its_own(kind: str, options: dict[str, Any], tmp_path: Path):
     made = built(BUILDS / "sanitised.so", Build(sanitize=True))
