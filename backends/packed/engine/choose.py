@@ -66,6 +66,31 @@ class Chooser:
         if self.execute == "dense":
             dense = build(*as_dense(spec, parts))
             return dense, dense, dense
+        use, dense = self._preferred(spec, parts, sparse, build)
+        if any(use) and dense is None:
+            dense = build(*as_dense(spec, parts))
+        one, few, many = (dense if wanted and dense else sparse for wanted in use)
+        return one, few, many
+
+    def prefers_dense(
+        self, spec: PackedLinear, parts: Parts, sparse: CpuLinear, build: Build
+    ) -> list[bool]:
+        """Whether dense is to compute the steps of each class; no dense copy is kept.
+
+        Args:
+            sparse: what `build` made of the linear.
+
+        Raises:
+            InputRefused, EngineUnfit: as `build`.
+        """
+        if spec.kind == "dense" or self.execute != "auto":
+            return [self.execute == "dense"] * len(CLASSES)
+        return self._preferred(spec, parts, sparse, build)[0]
+
+    def _preferred(
+        self, spec: PackedLinear, parts: Parts, sparse: CpuLinear, build: Build
+    ) -> tuple[list[bool], CpuLinear | None]:
+        """The same, and the dense form where one was made to time it."""
         kind = kind_of(spec, sparse)
         self.counts[kind] = self.counts.get(kind, 0) + 1
         dense = None
@@ -76,11 +101,7 @@ class Chooser:
                 known = [(self.timed or _timed)(sparse, dense, rows) for rows in TIMED]
                 self._record(kind, known)
             self.ratios[kind] = known
-        use = self.dense_in(kind)
-        if any(use) and dense is None:
-            dense = build(*as_dense(spec, parts))
-        one, few, many = (dense if wanted and dense else sparse for wanted in use)
-        return one, few, many
+        return self.dense_in(kind), dense
 
     def dense_in(self, kind: str) -> list[bool]:
         """Whether dense computes the steps of each class."""
