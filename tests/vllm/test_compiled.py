@@ -17,7 +17,8 @@ PROGRAM = Path(__file__).parent / "programs" / "tokens.py"
 
 
 def test_compiled(tmp_path: Path, run_in_vllm: RunInVllm) -> None:
-    """In float32, and packed in memory all the while: the op is then part of the graph."""
+    """In float32, and packed in memory all the while: the ops are then part of the graph, that of
+    the kernels, and that which decompresses, where there are integers."""
     sizes: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 1}
     model = save_tiny("llama2", tmp_path / "model", dtype="float32", **sizes)
     hows = [How(values="fp32"), nm(2, 4, "fp32"), How(values="int8"), How(values="fp32")]

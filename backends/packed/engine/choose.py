@@ -72,25 +72,24 @@ class Chooser:
         one, few, many = (dense if wanted and dense else sparse for wanted in use)
         return one, few, many
 
-    def prefers_dense(
-        self, spec: PackedLinear, parts: Parts, sparse: CpuLinear, build: Build
-    ) -> list[bool]:
-        """Whether dense is to compute the steps of each class; no dense copy is kept.
-
-        Args:
-            sparse: what `build` made of the linear.
+    def form(self, spec: PackedLinear, parts: Parts, build: Build) -> CpuLinear:
+        """One form for steps of any size, as steps of one row are fastest: no second copy.
 
         Raises:
             InputRefused, EngineUnfit: as `build`.
         """
-        if spec.kind == "dense" or self.execute != "auto":
-            return [self.execute == "dense"] * len(CLASSES)
-        return self._preferred(spec, parts, sparse, build)[0]
+        sparse = build(spec, parts)
+        if spec.kind == "dense" or self.execute == "sparse":
+            return sparse
+        use, dense = [True], None
+        if self.execute == "auto":
+            use, dense = self._preferred(spec, parts, sparse, build)
+        return (dense or build(*as_dense(spec, parts))) if use[0] else sparse
 
     def _preferred(
         self, spec: PackedLinear, parts: Parts, sparse: CpuLinear, build: Build
     ) -> tuple[list[bool], CpuLinear | None]:
-        """The same, and the dense form where one was made to time it."""
+        """Whether dense is to compute each class; the dense form where one was made to time it."""
         kind = kind_of(spec, sparse)
         self.counts[kind] = self.counts.get(kind, 0) + 1
         dense = None

@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import Any, cast
 
 import torch
-from torch.nn import Module
 
 from backends.packed.engine.choose import Chooser
 from backends.packed.kernels.library import Library, library
@@ -19,7 +18,7 @@ from backends.packed.kernels.linear import CpuLinear
 from backends.packed.spec import PackedLinear, Parts
 from backends.packed.torch_unpack import to_numpy
 from backends.packed.values import ValueType
-from backends.vllm.plugin.resident import Kept, OnKernels
+from backends.vllm.plugin.resident import Form, Kept, OnKernels
 from backends.vllm.plugin.retype import retyped
 from backends.vllm.plugin.settings import EXECUTE, Memory, execute, memory, threads
 from exporter.errors import EngineUnfit
@@ -33,9 +32,9 @@ class Execution:
     """The choice for each layer, what was chosen, and one line of the log about it.
 
     One object for all layers of an engine. `auto` asks the packed engine's own `Chooser`, which
-    times both forms of a kind of linear once a machine: the shards' steps of one row decide, for a
-    layer with dense copies for longer steps would take their memory. `SPARSE_EXPORT_MEMORY=low`
-    wants no dense copy, so nothing is timed.
+    times the kernels' sparse and dense forms of a kind of linear once a machine. Steps of one row
+    decide, since a dense copy for longer steps would take memory beside the sparse one.
+    `SPARSE_EXPORT_MEMORY=low` wants no dense copy at all, so nothing is timed.
     """
 
     def __init__(self, config: object = None) -> None:
@@ -49,10 +48,10 @@ class Execution:
         """
         self.memory: Memory = memory()
         self._execute, self._threads = execute(), threads()
-        self._chooser = Chooser(self._execute)
+        self._chooser = Chooser("sparse" if self.memory == "low" else self._execute)
         self._config = config
         self._open = 0
-        self._done: list[tuple[str, str]] = []
+        self._graphs: list[tuple[str, ...]] = []
         self._linears: Counter[str] = Counter()
         self._bytes = 0
 
@@ -78,42 +77,39 @@ class Execution:
             return "float32 activations, which integer kernels would round to 16 bits"
         return None
 
-    def form(self, layer: Module, shards: Sequence[Kept], dtype: torch.dtype) -> OnKernels | None:
-        """The layer on the kernels; None where dense is faster. Shards that are packed stay so.
+    def linear(self, shard: Kept, dtype: torch.dtype) -> CpuLinear:
+        """A shard's block in the kernels' own memory, sparse, or dense where that is faster.
 
         Raises:
             EngineUnfit: `engine-unfit`.
             InputRefused: `packed-invalid`.
         """
-        made: list[CpuLinear] = []
-        dense = 0
-        for spec, tensors in shards:
-            parts = {part: to_numpy(tensor) for part, tensor in tensors.items()}
-            spec, parts = retyped(spec, parts, dtype)
-            made.append(_build(spec, parts))
-            if self.memory == "fast":
-                use = self._chooser.prefers_dense(spec, parts, made[-1], _build)
-                dense += use[0] * spec.shape[0]
-        if 2 * dense > sum(spec.shape[0] for spec, _ in shards):
-            return None
-        form = OnKernels(layer, made)
-        self._bytes += form.nbytes
-        return form
+        spec, tensors = shard
+        parts = {part: to_numpy(tensor) for part, tensor in tensors.items()}
+        return self._chooser.form(*retyped(spec, parts, dtype), _build)
 
-    def closes(self, modules: Sequence[str], how: str, why: str = "") -> None:
+    def closes(self, modules: Sequence[str], form: Form | None, why_dense: str | None) -> None:
         """Note how a layer runs; with the last one, tell the log and vLLM's cache of graphs.
 
         Args:
             modules: of its shards.
-            how: whatever makes its part of a compiled graph another one.
-            why: it is dense.
+            form: what computes it; None for vLLM's own dense layer.
+            why_dense: why the kernels do not; None on a GPU, too, of which nothing is told here.
         """
-        self._done.append((",".join(modules), how))
-        self._linears[f"dense ({why})" if why else how] += len(modules)
+        self._graphs.append((*modules, "dense" if form is None else form.graph))
+        if isinstance(form, OnKernels):
+            kinds = [linear.spec.kind for linear in form.linears]
+            self._linears["sparse"] += len(kinds) - kinds.count("dense")
+            self._linears["dense on the kernels"] += kinds.count("dense")
+            self._bytes += form.nbytes
+        elif why_dense is not None:
+            how = "dense" if form is None else "decompressed at every call"
+            self._linears[f"{how} ({why_dense})"] += len(modules)
         self._open -= 1
         if self._open == 0:
             self._mark()
-            self._tell()
+            if self._linears:
+                self._tell()
 
     @cached_property
     def _library(self) -> Library | str:
@@ -122,9 +118,8 @@ class Execution:
             found = library()
             isa = found.choose()
         except EngineUnfit as error:
-            text = str(error).splitlines()[0]
-            _log.warning("sparse-export: linears run dense: %s", text)
-            return text
+            _log.warning("sparse-export: linears run dense: %s", " ".join(str(error).split()))
+            return str(error).splitlines()[0]
         count = torch.get_num_threads()
         shared = self._threads == "openmp" and found.share_threads(count)
         if not shared:
@@ -141,18 +136,16 @@ class Execution:
         """
         extra = getattr(self._config, "additional_config", None)
         if isinstance(extra, dict):
-            text = json.dumps(sorted(self._done)).encode()
+            text = json.dumps(sorted(self._graphs)).encode()
             cast(dict[str, Any], extra)["sparse_export"] = hashlib.sha256(text).hexdigest()
 
     def _tell(self) -> None:
-        total = sum(self._linears.values())
-        sparse = self._linears.get("kernels", 0)
-        where = f" ({self._where}, {self._bytes / 1e6:.1f} MB)" if sparse else ""
-        rest = "".join(f"; {n} {how}" for how, n in self._linears.items() if how != "kernels")
-        _log.info(
-            "sparse-export: %d of %d linears run sparse on the CPU kernels%s%s",
-            sparse, total, where, rest,
-        )  # fmt: skip
+        counts = dict(self._linears)
+        sparse, total = counts.pop("sparse", 0), sum(counts.values())
+        where = f" ({self._where}, {self._bytes / 1e6:.1f} MB)" if self._bytes else ""
+        rest = "".join(f"; {count} {how}" for how, count in counts.items() if count)
+        text = "sparse-export: %d of %d linears run sparse on the CPU kernels%s%s"
+        _log.info(text, sparse, sparse + total, where, rest)
         for kind, choice in self._chooser.told().items():
             _log.info("sparse-export: %s: %s", kind, choice)
 

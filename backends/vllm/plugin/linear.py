@@ -21,12 +21,12 @@ from vllm.model_executor.layers.linear import (
 )
 from vllm.model_executor.utils import set_weight_attrs
 
-from backends.packed.torch_unpack import fill_torch
+from backends.packed.kernels.linear import CpuLinear
 from backends.vllm.plugin.execution import Execution
 from backends.vllm.plugin.gather import Gather, Shard, Tensors
 from backends.vllm.plugin.parameters import PartParameter
 from backends.vllm.plugin.piece import Piece
-from backends.vllm.plugin.resident import Form, Kept, OnCpu, OnGpu
+from backends.vllm.plugin.resident import Form, Kept, OnCpu, OnGpu, OnKernels
 from backends.vllm.plugin.shards import WEIGHT, PackedShard, kept_dense
 from exporter.errors import InputRefused
 
@@ -52,9 +52,11 @@ class SparseExportLinearMethod(UnquantizedLinearMethod):
         self._parts = tuple(parts)
         self._execution = execution or Execution(get_current_vllm_config_or_none())
         self._why_dense: str | None = None
+        self._on_kernels = False
         self._dummy = load_format() == "dummy"
         self._gather: Gather | None = None
         self._kept: dict[int, Kept] = {}
+        self._linears: dict[int, CpuLinear] = {}
         self._form: Form | None = None
 
     def create_weights(
@@ -78,7 +80,11 @@ class SparseExportLinearMethod(UnquantizedLinearMethod):
         def take(index: int, parts: Tensors, piece: Piece) -> None:
             shard = self._shards[index]
             if packed:
-                self._kept[index] = _keep(shard, parts, piece, params_dtype)
+                kept = _keep(shard, parts, piece, params_dtype)
+                if self._on_kernels:
+                    self._linears[index] = self._execution.linear(kept, params_dtype)
+                else:
+                    self._kept[index] = kept
                 return
             shard.fill(parts, piece, weight[piece.at : piece.at + piece.rows])
 
@@ -106,7 +112,8 @@ class SparseExportLinearMethod(UnquantizedLinearMethod):
         if device.type == "cuda":
             return True
         self._why_dense = self._execution.why_dense(specs, dtype)
-        return self._why_dense is None or self._execution.memory == "low"
+        self._on_kernels = self._why_dense is None
+        return self._on_kernels or self._execution.memory == "low"
 
     def process_weights_after_loading(self, layer: Module) -> None:
         """Check that everything came; then what vLLM does with a dense weight, or the packed form.
@@ -127,27 +134,21 @@ class SparseExportLinearMethod(UnquantizedLinearMethod):
             delattr(layer, part)
         # A parameter that knows no Gather: what has come can be freed.
         layer.register_parameter(WEIGHT, Parameter(weight, requires_grad=False))
-        if self._kept:
-            kept = [self._kept.pop(index) for index in range(len(self._shards))]
-            self._form = self._formed(layer, kept, weight)
+        self._form = self._formed(layer, weight)
         modules = [shard.module for shard in self._shards]
-        if self._form is None:
-            self._execution.closes(modules, "dense", self._why_dense or "it is faster here")
-        else:
-            self._execution.closes(modules, self._form.graph)
+        self._execution.closes(modules, self._form, self._why_dense)
 
-    def _formed(self, layer: Module, kept: list[Kept], weight: torch.Tensor) -> Form | None:
-        """What computes with the packed shards; None: they were decompressed into the layer."""
+    def _formed(self, layer: Module, weight: torch.Tensor) -> Form | None:
+        """What computes with the packed shards; None: the layer has its dense weight."""
+        order = range(len(self._shards))
+        if self._linears:
+            return OnKernels(layer, [self._linears.pop(index) for index in order])
+        if not self._kept:
+            return None
+        kept = [self._kept.pop(index) for index in order]
         if weight.device.type == "cuda":
             return OnGpu(layer, kept, weight.dtype, weight.device, self._execution.memory)
-        if self._why_dense is None:
-            form = self._execution.form(layer, kept, weight.dtype)
-            if form is not None:
-                return form
-        if self._execution.memory == "low":
-            return OnCpu(layer, kept)
-        layer.register_parameter(WEIGHT, Parameter(_dense(kept, weight.dtype), requires_grad=False))
-        return None
+        return OnCpu(layer, kept)
 
     def apply(
         self, layer: Module, x: torch.Tensor, bias: torch.Tensor | None = None
@@ -166,17 +167,6 @@ def _keep(shard: Shard, parts: Tensors, piece: Piece, dtype: torch.dtype) -> Kep
         if error.code != "packed-cut":
             raise
         return kept_dense(shard.dense(parts, piece, dtype))
-
-
-def _dense(kept: list[Kept], dtype: torch.dtype) -> torch.Tensor:
-    """The layer's weight; shards are let go one by one."""
-    rows, columns = sum(spec.shape[0] for spec, _ in kept), kept[0][0].shape[1]
-    weight, at = torch.empty((rows, columns), dtype=dtype), 0
-    while kept:
-        spec, parts = kept.pop(0)
-        fill_torch(spec, parts, weight[at : at + spec.shape[0]])
-        at += spec.shape[0]
-    return weight
 
 
 def load_format() -> str:

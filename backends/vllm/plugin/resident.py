@@ -43,7 +43,7 @@ class OnKernels:
 
     def __init__(self, layer: Module, linears: Sequence[CpuLinear]) -> None:
         self._fused = FusedLinear(linears)
-        self.nbytes = self._fused.nbytes
+        self.linears, self.nbytes = self._fused.linears, self._fused.nbytes
         (self._name,) = _hold(layer, "packed", [key_of(self._fused)])
 
     def __call__(self, layer: Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
