@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from backends.process.client import ProcessSession
@@ -31,15 +31,14 @@ _HOST = Path(__file__).with_name("slow_host.py")
 
 
 class Openers:
-    """Opens the two sides in turn: the second of each pair is the slow one."""
+    """Opens an artefact as it is, or as `slowed` with every step stretched."""
 
-    def __init__(self, factor: float) -> None:
-        self._factor, self._count = factor, 0
+    def __init__(self, slowed: Artefact, factor: float) -> None:
+        self._slowed, self._factor = slowed, factor
 
     def __call__(self, artefact: Artefact, threads: int | None) -> Session:
         """A process of its own."""
-        factor = self._factor if self._count % 2 else 1.0
-        self._count += 1
+        factor = self._factor if artefact is self._slowed else 1.0
         argv = [sys.executable, str(_HOST), artefact.target_text, str(artefact.folder)]
         return ProcessSession([*argv, str(threads or 0), str(factor)])
 
@@ -55,9 +54,9 @@ class Run:
     pairs: int
 
 
-def once(artefact: Artefact, plan: Plan, number: int, tools: Tools) -> Run:
+def once(pair: list[Artefact], plan: Plan, number: int, tools: Tools) -> Run:
     """Decision `number`; its lines are runs `2 number` and, re-run, `2 number + 1`."""
-    rule, pair = Rule(), [artefact, artefact]
+    rule = Rule()
     lines = measure_processes(pair, plan, rule, tools, run=2 * number)
     first = judge_lines(lines, plan.workloads, rule, paired=True, seed=plan.seed)
     again = None
@@ -80,8 +79,9 @@ def main() -> int:
     artefact = open_artefact(o.artefact)
     head = {"factor": o.factor, "plan": asdict(plan), "artefact": artefact.manifest_sha256}
     journal = Journal(o.samples, head, resume=True)
-    tools = Tools(Openers(o.factor), journal=journal)
-    found = [once(artefact, plan, number, tools) for number in range(o.runs)]
+    slowed = replace(artefact)
+    tools = Tools(Openers(slowed, o.factor), journal=journal)
+    found = [once([artefact, slowed], plan, number, tools) for number in range(o.runs)]
     journal.close()
     counts = dict(Counter(run.status for run in found))
     print(json.dumps({"factor": o.factor, **counts}))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.artefacts import Artefact
 from bench.run import AbOptions, ab
 from exporter.errors import EngineUnfit, InputRefused, SparseExportError, UsageError
 from tests.bench.fakes import Measure, Opener, Speed, ToySession, digest, toy_artefact
@@ -91,11 +92,13 @@ def test_an_engine_that_dies_closes_the_other(pair: tuple[Path, Path], opener: O
     def open_one(artefact: object, threads: int | None) -> ToySession:
         if artefact.label == "sparse":  # type: ignore[attr-defined]
             raise EngineUnfit("engine-crashed", "gone")
+        opened.append("dense")
         return opener.sessions["dense"]
 
+    opened: list[str] = []
     with pytest.raises(EngineUnfit):
         ab(*pair, AbOptions(), opener=open_one)  # type: ignore[arg-type]
-    assert opener.sessions["dense"].closed == 1
+    assert opener.sessions["dense"].closed == len(opened)
 
 
 def test_a_session_with_broken_times_is_refused(measured: Measure, opener: Opener) -> None:
@@ -139,3 +142,19 @@ def test_a_vocabulary_of_another_size_is_refused(
     monkeypatch.setattr(session, "prefill", wider)
     with pytest.raises(UsageError, match="two artefacts of one model"):
         measured(rounds=6)
+
+
+def test_which_side_opens_first_is_balanced_over_processes(
+    pair: tuple[Path, Path], opener: Opener
+) -> None:
+    seen: list[str] = []
+
+    def recording(artefact: Artefact, threads: int | None) -> ToySession:
+        seen.append(artefact.label)
+        return opener(artefact, threads)
+
+    options = AbOptions(rounds=12, warmup_rounds=0, prompt_tokens=16, new_tokens=8, processes=6)
+    ab(*pair, options, opener=recording, clock=opener.time.clock)  # type: ignore[arg-type]
+    firsts = seen[0::2][:6]
+    assert sorted(firsts) == [*["dense"] * 3, *["sparse"] * 3]
+    assert all({a, b} == {"dense", "sparse"} for a, b in zip(seen[0::2], seen[1::2], strict=True))

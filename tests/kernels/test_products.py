@@ -41,13 +41,14 @@ def compare(made: Source, lib: Library, rows: list[int]) -> None:
     spec, parts, weight = made.spec, made.pack(), made.weight()
     integer = spec.values in (ValueType.INT8, ValueType.INT4)
     for isa in lib.isas():
-        for precision in ("int8", "int16") if integer else ("int8",):
+        for precision in ("int8", "int16") if integer else ("int8", "fp32"):
             linear = CpuLinear.build(spec, parts, isa, precision=precision, lib=lib)
             assert np.array_equal(linear.unpack(), weight.astype(np.float32)), isa
             for m in rows:
                 x = activations(m, spec.shape[1], m)
                 most = 127 if precision == "int8" else 32767
-                given = quantised(x, most) if integer else rounded(x, spec.values)
+                wide = x.astype(np.float64) if precision == "fp32" else rounded(x, spec.values)
+                given = quantised(x, most) if integer else wide
                 # 8-bit codes may round the other way where float32 meets a tie.
                 assert off(linear(x), given @ weight.T) < (3e-4 if integer else 5e-7), (isa, m)
 

@@ -25,7 +25,8 @@ def as_bf16(x: F64) -> F64:
 class SlowDecoder:
     """Logits of a whole sequence, by the formulas of the Llama paper and its code."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, halves: bool = False) -> None:
+        """`halves`: bfloat16 weights are multiplied by x rounded to bfloat16."""
         spec = artefact_spec(json.loads((folder / "config.json").read_text()))
         assert isinstance(spec, DecoderSpec)
         self.spec = spec
@@ -34,7 +35,7 @@ class SlowDecoder:
         for stored in read_back(folder):
             self.weights[stored.name] = stored.rows(0, stored.shape[0]).astype(np.float64)
             values = stored.packing.values if stored.packing else stored.dtype.lower()
-            if values == "bf16":
+            if halves and values == "bf16":
                 self.bf16.add(stored.name)
 
     def logits(self, tokens: list[int]) -> F64:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,21 +55,23 @@ def test_every_family_gives_the_slow_logits(kind: str, tmp_path: Path):
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize(
-    ("values", "dtype", "allowed"),
+    ("values", "dtype", "activations", "allowed"),
     [
-        ("bf16", "bfloat16", 1e-2),  # a rounding that falls the other way moves what follows
-        ("fp16", "float32", 1e-5),
-        ("int8", "float32", 1e-3),
-        ("int4", "float32", 1e-3),
+        ("bf16", "bfloat16", "fp32", 1e-5),
+        # A rounding that falls the other way moves what follows.
+        ("bf16", "bfloat16", "int16", 1e-2),
+        ("fp16", "float32", "fp32", 1e-5),
+        ("int8", "float32", "int16", 1e-3),
+        ("int4", "float32", "fp32", 1e-3),
     ],
 )
 def test_every_value_type_and_pattern(
-    pattern: str, values: Any, dtype: str, allowed: float, tmp_path: Path
+    pattern: str, values: Any, dtype: str, activations: Any, allowed: float, tmp_path: Path
 ):
     target, out = artefact(tmp_path, "qwen2", pattern, dtype=dtype, values=values)
-    session = target.open(out)
-    tokens = PROMPT[:24]
-    assert off(fed(session, tokens, 20), SlowDecoder(out).logits(tokens)) < allowed
+    session = replace(target, activations=activations).open(out)
+    tokens, slow = PROMPT[:24], SlowDecoder(out, halves=activations == "int16")
+    assert off(fed(session, tokens, 20), slow.logits(tokens)) < allowed
     session.close()
 
 

@@ -122,7 +122,7 @@ def test_facts_and_end(folder: Path):
     before = library().threads
     session = PackedCpuTarget().open(folder, threads=1)
     facts = session.facts()
-    assert (facts.threads, facts.ops_share, facts.extra["activations"]) == (1, 1.0, "int16")
+    assert (facts.threads, facts.ops_share, facts.extra["activations"]) == (1, 1.0, "fp32")
     stored = (folder / "model.safetensors").stat().st_size
     assert 0.5 * stored < facts.weight_bytes < 3 * stored
     session.close()

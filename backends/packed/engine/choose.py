@@ -131,7 +131,7 @@ def kind_of(spec: PackedLinear, linear: CpuLinear) -> str:
     """What linears are taken to be alike by: form, type, shape, density to 5 %, activations."""
     form = f"{spec.n}:{spec.m}" if spec.kind == "nm" else spec.kind
     kept = round(20 * spec.nnz / (spec.shape[0] * spec.shape[1])) * 5
-    wide = "16-bit" if linear.flags else "8-bit"
+    wide = linear.precision
     group = f" group {spec.group}" if spec.group else ""
     return f"{form} {spec.values.value}{group} {spec.shape[0]}x{spec.shape[1]} {kept} % {wide}"
 

@@ -37,7 +37,7 @@ class Settings:
     """How an artefact is run; see the fields of the target."""
 
     head: Head = "stored"
-    activations: Precision = "int16"
+    activations: Precision = "fp32"
     context: int = 8192
     slots: int = 16
 

@@ -157,7 +157,7 @@ class PackedSession:
                 "cache": f"float32, {self.max_batch} sequences",
                 "chunk": _CHUNK,
                 "choices": dict(self._told),
-                "activations": "int16" if self._linears[0].flags else "int8",
+                "activations": self._linears[0].precision,
             },
         )
 

@@ -32,14 +32,15 @@ class PackedCpuTarget(PackedTarget):
     Args:
         head: "int8" to quantise the head as it is loaded, one scale a row; the folder keeps it as
             it is, and so does the embedding, of which a step reads single rows.
-        activations: width of activations where values are int8 or int4.
+        activations: "fp32": float32 activations for float values, 16 bits for int8 and int4 ones;
+            "int16": the same, but bfloat16 for bfloat16 values; "int8": 8 bits for integers.
         context: longest sequence, where the model allows so many.
         execute: "sparse" or "dense" for all linears that are stored sparse; "auto": each as it is
             fastest for steps of one row, of a few and of many, measured once a machine.
     """
 
     head: Head = "stored"
-    activations: Precision = "int16"
+    activations: Precision = "fp32"
     context: int = 8192
     execute: Execute = "auto"
 
@@ -71,12 +72,15 @@ class PackedCpuTarget(PackedTarget):
 
     @property
     def tolerance(self) -> Tolerance:
-        """What rounding activations may do to logits.
+        """What rounding activations, and the head, may do to logits.
 
-        With bfloat16 values SmolLM2 stays within 0.012; the bounds with integers come of small
-        random models only. bfloat16 values are multiplied by activations rounded to bfloat16,
-        integers by activations of 8 or 16 bits.
+        Float values with float32 activations leave float32's own rounding: 8e-6 on SmolLM2. Rounded
+        to bfloat16 they moved its logits by 0.012, and by 0.1 where pruning without healing had
+        left it outliers. The bounds with integers come of small random models only.
         """
+        plain = self.values not in ("int8", "int4") and self.head == "stored"
+        if plain and self.activations == "fp32":
+            return Tolerance(max_rel=1e-4)
         if self.values in ("int8", "int4") and self.activations == "int8":
             return Tolerance(max_rel=1e-1, top1=0.9)
         return Tolerance(max_rel=3e-2, top1=0.97)

@@ -20,24 +20,27 @@ from exporter.errors import EngineUnfit, InputRefused
 __all__ = ["CpuLinear", "Precision", "run_many"]
 
 Array = NDArray[Any]
-Precision = Literal["int8", "int16"]
-"""How wide activations are where values are int8 or int4."""
+Precision = Literal["int8", "int16", "fp32"]
+"""How wide activations are: for int8 and int4 values 8 bits, 16, and 16 again; bfloat16 values are
+multiplied by activations rounded to bfloat16 but for "fp32"."""
 
 _VALUES = tuple(ValueType)  # in the order of the library's numbers
 _INVALID, _NO_MEMORY = 1, 2
+_FLAGS: dict[Precision, int] = {"int8": 0, "int16": 1, "fp32": 3}
 
 
 class CpuLinear:
     """y = x W^T + b for one packed linear, on this machine's best instruction set.
 
-    bfloat16 values are multiplied by x rounded to bfloat16, fp16, fp32 and fp8 ones by x in
-    float32, int8 and int4 ones by x quantised row by row to 8 or 16 bits; sums are float32 (of
-    integers: exact, scaled in float32).
+    bfloat16 values are multiplied by x rounded to bfloat16, or by x in float32 where `precision` is
+    fp32; fp16, fp32 and fp8 ones by x in float32, int8 and int4 ones by x quantised row by row to 8
+    or 16 bits; sums are float32 (of integers: exact, scaled in float32).
 
     Attributes:
         spec: what config.json says of it.
         isa: the instruction set.
         nbytes: memory it keeps, in bytes.
+        precision: width of activations.
     """
 
     def __init__(
@@ -45,7 +48,8 @@ class CpuLinear:
     ) -> None:
         """Take over a handle of the library; `build` is the way to make one."""
         self.spec, self.isa, self._handle, self._library = spec, isa, handle, lib
-        self._flags = 1 if precision == "int16" else 0
+        self.precision: Precision = precision
+        self._flags = _FLAGS[precision]
         self.nbytes = int(lib.bytes(handle))
         self._bias: Array | None = None
         self._bias_pointer: int | None = None
@@ -68,7 +72,7 @@ class CpuLinear:
             parts: as `pack` makes them and `check` passes them.
             isa: an instruction set; None: what SPARSE_EXPORT_ISA names, or the best.
             bias: [out], added in float32.
-            precision: width of quantised activations, for int8 and int4 values.
+            precision: width of activations.
             lib: another build of the kernels.
 
         Raises:

@@ -14,7 +14,9 @@ enum { SE_BF16 = 0, SE_FP16 = 1, SE_FP32 = 2, SE_INT8 = 3, SE_INT4 = 4, SE_FP8 =
 enum { SE_X_F32 = 0, SE_X_BF16 = 1 };                                         /* type of x and y */
 enum { SE_PORTABLE = 0, SE_AVX2 = 1, SE_AVX512 = 2, SE_AVX512_BF16 = 3, SE_ISAS = 4 };
 enum { SE_OK = 0, SE_INVALID = 1, SE_NO_MEMORY = 2, SE_NO_ISA = 3 };
-enum { SE_ACT16 = 1 }; /* flag: 16-bit activations for int8 and int4 values; otherwise 8-bit */
+/* Flags: 16-bit activations for int8 and int4 values, otherwise 8-bit; float32 activations for
+   bfloat16 values, otherwise rounded to bfloat16. */
+enum { SE_ACT16 = 1, SE_ACT32 = 2 };
 
 /* One packed linear as docs/formats/packed.md has it. Lengths are checked against the mask. */
 typedef struct {

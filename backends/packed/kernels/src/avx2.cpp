@@ -269,7 +269,7 @@ Form form(const Weight &w, int64_t m, int32_t flags) {
   if (!w.strip) return usual_form(w, m, flags);
   const bool few = m <= kFewRows;
   if (integer(w.value)) return !few ? kLanesCodes : flags & SE_ACT16 ? kRowInt16 : kRowByte;
-  if (w.value == SE_BF16) return few ? kRowFromBf16 : kLanesFromBf16;
+  if (halves(w, flags)) return few ? kRowFromBf16 : kLanesFromBf16;
   return few ? kRowFloat : kLanesFloat;
 }
 
@@ -294,6 +294,7 @@ void run(const Weight &w, const Prepared &x, const se_job &job, int32_t y_type, 
   case kRowInt16:
     return few_rows<RowInt16<0>>(w, x, job, y_type, b0, b1);
   case kRowFloat:
+    if (w.value == SE_BF16) return few<RowBf16>(w, x, job, y_type, b0, b1);
     return (w.value == SE_FP16 ? few_rows<RowFp16<0>> : few_rows<RowFp32<0>>)(w, x, job, y_type, b0,
                                                                               b1);
   default:

@@ -190,7 +190,7 @@ template <int kOfRow> struct Vnni {
 
 Form form(const Weight &w, int64_t, int32_t flags) {
   if (integer(w.value)) return flags & SE_ACT16 ? kTwoBytes : kByte;
-  return w.value == SE_BF16 ? kBf16 : kFloat;
+  return halves(w, flags) ? kBf16 : kFloat;
 }
 
 void run(const Weight &w, const Prepared &x, const se_job &job, int32_t y_type, int64_t b0,

@@ -108,8 +108,13 @@ struct Int16Sums {
   static int32_t total(const int32_t *sums, int32_t) { return *sums; }
 };
 
-inline Form usual_form(const Weight &w, int64_t, int32_t) {
-  return integer(w.value) ? kInt16 : w.value == SE_BF16 ? kFloatFromBf16 : kFloat;
+// Whether x is rounded to bfloat16.
+inline bool halves(const Weight &w, int32_t flags) {
+  return w.value == SE_BF16 && !(flags & SE_ACT32);
+}
+
+inline Form usual_form(const Weight &w, int64_t, int32_t flags) {
+  return integer(w.value) ? kInt16 : halves(w, flags) ? kFloatFromBf16 : kFloat;
 }
 
 // Place in a float panel [64, 16] of element e of a tile in steps of g columns.
