@@ -14,20 +14,17 @@ from backends.packed.engine.choose import Chooser
 from backends.packed.kernels.compile import LIBRARY
 from backends.packed.kernels.library import library
 from backends.packed.kernels.linear import CpuLinear
-from backends.packed.torch_unpack import dense_torch, to_numpy
 from backends.vllm.plugin import execution
 from backends.vllm.plugin.execution import Execution
 from backends.vllm.plugin.resident import Kept, OnKernels
-from backends.vllm.plugin.retype import retyped
 from backends.vllm.plugin.settings import EXECUTE, MEMORY, THREADS, execute, threads
 from backends.vllm.plugin.shards import kept_dense
 from exporter.errors import EngineUnfit, UsageError
 from tests.kernels.conftest import built
-from tests.vllm.packing import FLOATS, How, nm, pack_weight
+from tests.vllm.packing import How, nm, pack_weight
 
 COLUMNS = 200
 HOWS = [How(), nm(2, 8, "int8"), How(values="int4", group=128), How(values="fp32")]
-FLOAT_HOWS = [How(), nm(2, 4, "fp16"), How(values="fp32"), nm(1, 4, "fp32"), How("dense", "fp32")]
 
 
 @pytest.fixture(autouse=True)
@@ -69,11 +66,11 @@ def run(
 def test_a_fused_layer_of_four_kinds(
     dtype: torch.dtype, bound: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against float64, with the weights rounded as a dense layer in the engine's type rounds."""
+    """Against float64, with the values as they are stored."""
     monkeypatch.setenv(EXECUTE, "sparse")
     kept, weight = shards(HOWS)
     kept.append(kept_dense(torch.randn(24, COLUMNS).to(dtype)))  # a shard that is not packed
-    weight = torch.cat([weight, kept[-1][1]["values"].double()]).to(dtype).double()
+    weight = torch.cat([weight, kept[-1][1]["values"].double()])
     x = torch.randn(3, COLUMNS, generator=torch.Generator().manual_seed(9)).to(dtype)
     bias = torch.linspace(-1, 1, 120).to(dtype)
     found, form = run(Execution(), kept, x, bias)
@@ -86,26 +83,6 @@ def test_a_fused_layer_of_four_kinds(
         *["ragged"] * 2,
         "dense",
     ]
-
-
-@pytest.mark.parametrize("wanted", FLOATS.values(), ids=str)
-@pytest.mark.parametrize("how", FLOAT_HOWS, ids=str)
-def test_float_values_take_the_engines_type(how: How, wanted: torch.dtype) -> None:
-    """Exactly what a dense weight holds after rounding, in every order of values."""
-    weight = torch.randn(24, COLUMNS, generator=torch.Generator().manual_seed(1))
-    spec, parts, stored = pack_weight(weight, how)
-    arrays = {part: to_numpy(tensor) for part, tensor in parts.items()}
-    made, found = retyped(spec, arrays, wanted)
-    assert FLOATS[made.values] == wanted and (made.kind, made.nnz) == (spec.kind, spec.nnz)
-    assert torch.equal(dense_torch(made, found, wanted), stored.to(wanted))
-    if FLOATS[spec.values] == wanted:
-        assert found is arrays
-
-
-def test_codes_keep_their_type() -> None:
-    spec, parts, _ = pack_weight(torch.randn(24, COLUMNS), How(values="int8"))
-    arrays = {part: to_numpy(tensor) for part, tensor in parts.items()}
-    assert retyped(spec, arrays, torch.float32) == (spec, arrays)
 
 
 def test_auto_asks_the_packed_engines_measurement(monkeypatch: pytest.MonkeyPatch) -> None:

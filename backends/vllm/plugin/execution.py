@@ -7,19 +7,18 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
 
 from backends.packed.engine.choose import Chooser
 from backends.packed.kernels.library import Library, library
-from backends.packed.kernels.linear import CpuLinear
-from backends.packed.spec import PackedLinear, Parts
+from backends.packed.kernels.linear import CpuLinear, Precision
+from backends.packed.spec import PackedLinear
 from backends.packed.torch_unpack import to_numpy
 from backends.packed.values import ValueType
 from backends.vllm.plugin.resident import Form, Kept, OnKernels
-from backends.vllm.plugin.retype import retyped
 from backends.vllm.plugin.settings import EXECUTE, Memory, execute, memory, threads
 from exporter.errors import EngineUnfit
 
@@ -86,7 +85,11 @@ class Execution:
         """
         spec, tensors = shard
         parts = {part: to_numpy(tensor) for part, tensor in tensors.items()}
-        return self._chooser.form(*retyped(spec, parts, dtype), _build)
+        # bfloat16 activations are exact in the products that AVX-512 has for them; of wider ones
+        # nothing may be lost. Integer values get 16 bits of them either way: 8 would lose more
+        # than bfloat16 has lost already.
+        wide: Precision = "int16" if dtype == torch.bfloat16 else "fp32"
+        return self._chooser.form(spec, parts, partial(CpuLinear.build, precision=wide))
 
     def closes(self, modules: Sequence[str], form: Form | None, why_dense: str | None) -> None:
         """Note how a layer runs; with the last one, tell the log and vLLM's cache of graphs.
@@ -148,8 +151,3 @@ class Execution:
         _log.info(text, sparse, sparse + total, where, rest)
         for kind, choice in self._chooser.told().items():
             _log.info("sparse-export: %s: %s", kind, choice)
-
-
-def _build(spec: PackedLinear, parts: Parts) -> CpuLinear:
-    # 8 bits of activations would lose more than bfloat16 ones have lost already.
-    return CpuLinear.build(spec, parts, precision="int16")

@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 #define SE_API __attribute__((visibility("default")))
-#define SE_ABI_VERSION 3
+#define SE_ABI_VERSION 4
 
 enum { SE_RAGGED = 0, SE_NM = 1, SE_DENSE = 2 };                              /* kind */
 enum { SE_BF16 = 0, SE_FP16 = 1, SE_FP32 = 2, SE_INT8 = 3, SE_INT4 = 4, SE_FP8 = 5 };
