@@ -38,6 +38,8 @@ from exporter.store.folder import Staging, require_space, scratch, stage
 from exporter.store.masks import MasksFile
 from exporter.verify.run import verify_staged
 
+Choices = dict[str, str]
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -127,12 +129,12 @@ def export(request: ExportRequest, listener: Listener | None = None) -> Outcome:
         planned = sum(f.nbytes for f in prepared.plan.files)
         require_space(request.output.absolute().parent, planned)
         staged = _lower(prepared, staging, watch, listener.progress)
-        report = None
+        report, choices = None, Choices()
         if not request.lower_only:
-            report = _verify_and_publish(prepared, staged, watch, listener)
+            report, choices = _verify_and_publish(prepared, staged, watch, listener)
     prepared.model.checked.checkpoint.close()
     told = (*prepared.diagnostics, *_warnings(prepared.adapters))
-    return Outcome(report, _measured(prepared, watch, baseline), prepared.plan, told)
+    return Outcome(report, _measured(prepared, watch, baseline, choices), prepared.plan, told)
 
 
 def _warnings(adapters: Iterable[tuple[Adapter, float]]) -> Iterator[Diagnostic]:
@@ -162,7 +164,7 @@ def _lower(
 
 def _verify_and_publish(
     prepared: Prepared, staged: StagedArtefact, watch: Stopwatch, listener: Listener
-) -> ExportReport:
+) -> tuple[ExportReport, Choices]:
     with watch.stage("verify"):
         verification = verify_staged(
             prepared.target,
@@ -190,7 +192,7 @@ def _verify_and_publish(
             _unnamed(report_of(prepared.model.checked)),
             lambda: make_manifest(prepared.target, prepared.request.policy, staged.folder, inputs),
         )
-    return report
+    return report, verification.numbers.choices if verification.numbers else Choices()
 
 
 def _unnamed(sparsity: InspectReport) -> InspectReport:
@@ -198,11 +200,12 @@ def _unnamed(sparsity: InspectReport) -> InspectReport:
     return sparsity.model_copy(update={"model": sparsity.family or "model"})
 
 
-def _measured(prepared: Prepared, watch: Stopwatch, baseline: int) -> Measured:
+def _measured(prepared: Prepared, watch: Stopwatch, baseline: int, choices: Choices) -> Measured:
     largest = max(math.prod(t.shape) * 4 for t in prepared.model.tensors.values())
     return Measured(
         seconds=dict(watch.seconds),
         peak_rss_bytes=peak_rss_bytes(),
         baseline_rss_bytes=baseline,
         largest_tensor_bytes=largest,
+        choices=choices,
     )

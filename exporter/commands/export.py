@@ -204,6 +204,7 @@ def _rows(report: ExportReport, outcome: Outcome) -> list[tuple[str, str]]:
         ("artefact", f"{report.artefact.total_bytes / 1e6:.1f} MB"),
         ("verified by", str(verification.get("engine", ""))),
         ("verdict", str(verification.get("summary", ""))),
+        *((f"runs {kind}", how) for kind, how in outcome.measured.choices.items()),
         ("seconds", ", ".join(f"{k} {v:.1f}" for k, v in outcome.measured.seconds.items())),
         ("peak memory", f"{outcome.measured.peak_rss_bytes / 1e6:.0f} MB (this process)"),
     ]

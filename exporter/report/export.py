@@ -145,3 +145,4 @@ class Measured(_Frozen):
     peak_rss_bytes: int  # of this process, engines apart
     baseline_rss_bytes: int  # after the imports, before the first tensor
     largest_tensor_bytes: int  # float32
+    choices: Mapping[str, str] = Field(default_factory=dict)  # kind of linear -> how it runs here

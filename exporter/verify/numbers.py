@@ -56,6 +56,7 @@ def check_numbers(
         prompts=tuple(run.prompts),
         near_ties=tuple(run.ties),
         failures=tuple(run.all_failures()),
+        choices=dict(facts.extra.get("choices", {})),
     )
 
 

@@ -82,6 +82,8 @@ class NumbersResult(_Frozen):
     prompts: tuple[PromptResult, ...]
     near_ties: tuple[NearTie, ...] = ()
     failures: tuple[str, ...] = ()
+    # How each kind of linear runs on this machine: for people, in no report, which has no host.
+    choices: dict[str, str] = Field(default_factory=dict, exclude=True)
 
 
 class PackedResult(_Frozen):
