@@ -43,7 +43,9 @@ def make_manifest(
         schema=1,
         tool=__version__,
         libraries=_libraries(target),
-        target=TargetEntry(name=target.name, options=options),
+        target=TargetEntry(
+            name=target.name, options=options, needs=dict(getattr(target, "needs", {}))
+        ),
         policy=policy,
         inputs=inputs,
         outputs=describe_outputs(folder, tensors),

@@ -6,11 +6,13 @@ Where, Einsum and LayerNormalization, so none of them occurs here.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from backends.decoder_graph.options import HIDDEN, GraphOptions
+from backends.decoder_graph.packed import draw_packed
 from backends.decoder_graph.pen import Pen
+from backends.packed.spec import PackedLinear
 from exporter.arch.spec import DecoderSpec
 
 
@@ -22,6 +24,7 @@ class Shared:
     spec: DecoderSpec
     options: GraphOptions
     weights: Set[str]  # initialisers that exist: tells which biases and branches there are
+    packed: Mapping[str, PackedLinear]  # modules whose weight is stored as parts
     cos: str = ""  # [batch, 1, tokens, D/2]
     sin: str = ""
     mask: str = ""  # additive, broadcast to the scores
@@ -39,9 +42,12 @@ def rms_norm(shared: Shared, x: str, weight: str, name: str) -> str:
 
 
 def linear(shared: Shared, x: str, module: str) -> str:
-    """`x W^T (+ b) (+ low-rank branch)`; the initialiser is `W^T`."""
+    """`x W^T (+ b) (+ low-rank branch)`; the initialiser is `W^T`, or there are parts of `W`."""
     pen = shared.pen
-    y = pen.draw("MatMul", [x, f"{module}.weight"], f"{module}/matmul")
+    if module in shared.packed:
+        y = draw_packed(pen, shared.packed[module], x, module)
+    else:
+        y = pen.draw("MatMul", [x, f"{module}.weight"], f"{module}/matmul")
     return _with_extras(shared, x, y, module)
 
 

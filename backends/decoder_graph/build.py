@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
@@ -13,8 +13,10 @@ from backends.decoder_graph.blocks import Shared, decoder_layer, head, rms_norm
 from backends.decoder_graph.layout import Slot
 from backends.decoder_graph.options import (
     BATCH,
+    DOMAIN,
     HIDDEN,
     IR_VERSION,
+    OPERATORS,
     OPSET,
     PAST,
     SEQUENCE,
@@ -22,6 +24,7 @@ from backends.decoder_graph.options import (
     GraphOptions,
 )
 from backends.decoder_graph.pen import Pen
+from backends.packed.spec import PackedLinear
 from exporter.arch.rope import half_tables
 from exporter.arch.spec import DecoderSpec
 
@@ -29,16 +32,28 @@ FLOAT_MAX = 3.4028235e38  # of float32: what hides a position, finite so that no
 
 
 def build_graph(
-    spec: DecoderSpec, slots: Sequence[Slot], options: GraphOptions, *, tied: bool
+    spec: DecoderSpec,
+    slots: Sequence[Slot],
+    options: GraphOptions,
+    *,
+    tied: bool,
+    packed: Mapping[str, PackedLinear],
 ) -> onnx.ModelProto:
     """The model without weights: initialisers refer to `options.data_file` by `slots`.
+
+    Args:
+        spec: the model.
+        slots: every initialiser of the data file.
+        options: of the graph.
+        tied: whether the head is the embedding.
+        packed: module -> its entry, for the linears whose parts `slots` holds.
 
     Raises:
         UsageError: `target-option` for a sequence length the model does not have.
     """
     pen = Pen(options.data_file)
     weights = frozenset(pen.weight(slot) for slot in slots)
-    shared = Shared(pen, spec, options, weights)
+    shared = Shared(pen, spec, options, weights, packed)
     x = pen.draw("Gather", [spec.embedding, "input_ids"], f"{HIDDEN}embedding", axis=0)
     cos, sin = _rotary_rows(shared)
     shared = replace(shared, cos=cos, sin=sin, mask=_mask(shared))
@@ -47,22 +62,26 @@ def build_graph(
     head(shared, rms_norm(shared, x, spec.final_norm, f"{HIDDEN}norm"), tied)
     inputs, outputs = _interface(spec, options)
     graph = helper.make_graph(pen.nodes, "decoder", inputs, outputs, pen.initialisers)
-    return _model(graph, spec, options)
+    return _model(graph, spec, options, packed=len(packed))
 
 
-def _model(graph: onnx.GraphProto, spec: DecoderSpec, options: GraphOptions) -> onnx.ModelProto:
+def _model(
+    graph: onnx.GraphProto, spec: DecoderSpec, options: GraphOptions, *, packed: int
+) -> onnx.ModelProto:
     try:
         ours = version("sparse-export")
     except PackageNotFoundError:
         ours = "0"
+    opsets = [("", OPSET)] + [(DOMAIN, OPERATORS)] * bool(packed)
     model = helper.make_model(
         graph,
-        opset_imports=[helper.make_opsetid("", OPSET)],
+        opset_imports=[helper.make_opsetid(*each) for each in opsets],
         ir_version=IR_VERSION,
         producer_name="sparse-export",
         producer_version=ours,
     )
     facts = {"io": options.io, "sequence_length": str(options.positions(spec))}
+    facts |= {"packed_linears": str(packed)} if packed else {}
     helper.set_model_props(model, {f"sparse_export.{k}": v for k, v in facts.items()})
     return model
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from backends.decoder_graph.options import GraphOptions
+from backends.vllm.choose import Chosen
+from backends.vllm.lower import Source, label
 from exporter.errors import InputRefused
 from exporter.model import FusedModel, FusedTensor, LowRank
-from exporter.store.dtypes import F32
+from exporter.store.dtypes import F32, DType
 
 FLOAT_BYTES = 4
 # The ONNX spec asks for page-aligned offsets so that engines can map the file; small tensors
@@ -19,12 +23,12 @@ PAGE, LINE, LARGE = 4096, 64, 1 << 20
 BLOCK_BYTES = 4 << 20  # of one read
 STRIP = 16  # rows transposed at a time: one cache line of each stored row; wider is slower
 
-Blocks = Callable[[], Iterator[F32]]
+Blocks = Callable[[], Iterator[NDArray[Any]]]
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One initialiser in the data file. `blocks` gives its float32 bytes in order."""
+    """One initialiser in the data file. `blocks` gives its elements in order."""
 
     name: str
     shape: tuple[int, ...]  # as stored
@@ -32,11 +36,13 @@ class Slot:
     blocks: Blocks
     transposed: bool  # needs a buffer of its own size while it is written
     action: str  # for the plan
+    tensor: str  # of the model, or `name` itself
+    dtype: DType = DType.F32
 
     @property
     def nbytes(self) -> int:
         """Bytes in the file, without padding."""
-        return int(np.prod(self.shape)) * FLOAT_BYTES
+        return int(np.prod(self.shape)) * self.dtype.nbytes
 
     @property
     def alignment(self) -> int:
@@ -44,39 +50,65 @@ class Slot:
         return PAGE if self.nbytes >= LARGE else LINE
 
 
-def data_layout(model: FusedModel, options: GraphOptions) -> tuple[Slot, ...]:
+def data_layout(model: FusedModel, packed: Mapping[str, Chosen]) -> tuple[Slot, ...]:
     """All slots in file order: the tensors of the model in spec order, then the branches.
+
+    Args:
+        model: what is written.
+        packed: weight name -> how it is stored, for the linears whose parts stand in its place.
 
     Raises:
         InputRefused: `target-refused` for a low-rank branch on the embedding.
     """
-    spec = model.spec
-    matrices = {linear.weight for linear in spec.linears()}
-    slots: list[Slot] = []
+    placed: list[Slot] = []
     end = 0
-
-    def add(name: str, shape: tuple[int, ...], blocks: Blocks, wide: bool, action: str) -> None:
-        nonlocal end
-        slot = Slot(name, shape, 0, blocks, wide, action)
+    for slot in (*_weights(model, packed), *_branches(model)):
         offset = -(-end // slot.alignment) * slot.alignment
-        slots.append(Slot(name, shape, offset, blocks, wide, action))
+        placed.append(replace(slot, offset=offset))
         end = offset + slot.nbytes
+    return tuple(placed)
 
-    for tensor in model.tensors.values():
+
+def _weights(model: FusedModel, packed: Mapping[str, Chosen]) -> Iterator[Slot]:
+    matrices = {linear.weight for linear in model.spec.linears()}
+
+    @lru_cache(maxsize=1)  # a linear's parts share its mask; that of the one before is let go
+    def source(name: str) -> Source:
+        return Source(model, model.tensors[name], packed[name])
+
+    for name, tensor in model.tensors.items():
         action = "merged" if tensor.changed else "copied"
-        if tensor.name in matrices:
-            add(tensor.name, tensor.shape[::-1], _transposed(tensor), True, f"{action}, transposed")
+        chosen = packed.get(name)
+        if chosen is not None:
+            yield from _parts(chosen, source, f"{action}, {label(chosen)}")
+        elif name in matrices:
+            blocks, text = _transposed(tensor), f"{action}, transposed"
+            yield Slot(name, tensor.shape[::-1], 0, blocks, True, text, name)
         else:
-            add(tensor.name, tensor.shape, _in_order(tensor), False, action)
+            yield Slot(name, tensor.shape, 0, _in_order(tensor), False, action, name)
+
+
+def _parts(chosen: Chosen, source: Callable[[str], Source], action: str) -> Iterator[Slot]:
+    weight = chosen.linear.weight
+
+    def blocks(part: str) -> Blocks:
+        return lambda: source(weight).part(part)
+
+    for part, (dtype, shape) in chosen.tensors.items():
+        name = f"{chosen.linear.module}.{part}"
+        yield Slot(name, shape, 0, blocks(part), False, action, weight, dtype)
+
+
+def _branches(model: FusedModel) -> Iterator[Slot]:
     for module, branch in model.branches.items():
-        if f"{module}.weight" == spec.embedding:
+        if f"{module}.weight" == model.spec.embedding:
             raise InputRefused(
                 "target-refused", "a low-rank branch on the embedding", tensor=module
             )
         down, up = _factors(branch)
-        add(f"{module}.lora_A", branch.a.shape[::-1], down, False, "low-rank branch")
-        add(f"{module}.lora_B", branch.b.shape[::-1], up, False, "low-rank branch")
-    return tuple(slots)
+        for name, factor, blocks in (("lora_A", branch.a, down), ("lora_B", branch.b, up)):
+            name = f"{module}.{name}"
+            yield Slot(name, factor.shape[::-1], 0, blocks, False, "low-rank branch", name)
 
 
 def _in_order(tensor: FusedTensor) -> Blocks:

@@ -13,6 +13,9 @@ from backends.decoder_graph.build import build_graph
 from backends.decoder_graph.layout import BLOCK_BYTES, Slot, data_layout
 from backends.decoder_graph.narrow import decoder_spec
 from backends.decoder_graph.options import GraphOptions
+from backends.decoder_graph.packed import packed_linears
+from backends.vllm.choose import Chosen
+from backends.vllm.lower import packing_bytes
 from exporter.contract import LowerPlan, PlannedFile, Progress
 from exporter.errors import InputRefused
 from exporter.model import FusedModel
@@ -26,15 +29,17 @@ def lower_decoder(
 ) -> None:
     """Write `options.graph_file` and `options.data_file` into `folder`.
 
-    Weights are float32; a linear is stored transposed, `[in, out]`. Peak memory is the largest
-    linear and a few row blocks, whatever the model's size. Equal models give equal bytes.
+    Weights are float32; a linear is stored transposed, `[in, out]`, or packed where the options
+    ask for it. Peak memory is the largest linear and a few row blocks, whatever the model's size.
+    Equal models give equal bytes.
 
     Raises:
         InputRefused: `target-refused`, `value-overflow`, and what reading the model raises.
         UsageError: `target-option`.
     """
-    slots = data_layout(model, options)
-    graph = _graph(model, slots, options)
+    packed = packed_linears(model, options)
+    slots = data_layout(model, packed)
+    graph = _graph(model, slots, options, packed)
     write_file(folder / options.graph_file, _bytes(graph))
     del graph
     total, done = data_bytes(slots), 0
@@ -61,8 +66,9 @@ def plan_decoder(model: FusedModel, options: GraphOptions) -> LowerPlan:
         InputRefused: `target-refused`.
         UsageError: `target-option`.
     """
-    slots = data_layout(model, options)
-    graph_bytes = len(_bytes(_graph(model, slots, options)))
+    packed = packed_linears(model, options)
+    slots = data_layout(model, packed)
+    graph_bytes = len(_bytes(_graph(model, slots, options, packed)))
     files = (
         PlannedFile(options.graph_file, graph_bytes),
         PlannedFile(options.data_file, data_bytes(slots)),
@@ -70,8 +76,13 @@ def plan_decoder(model: FusedModel, options: GraphOptions) -> LowerPlan:
     # A transposed tensor is whole in memory; beside it a block as stored, in float32 and merged,
     # and what waits for the writer's hash.
     held = max(slot.nbytes if slot.transposed else BLOCK_BYTES for slot in slots)
-    actions = {slot.name: slot.action for slot in slots}
-    return LowerPlan(files, held + 3 * BLOCK_BYTES + WRITER_BYTES + 4 * graph_bytes, actions)
+    held = max(held + 3 * BLOCK_BYTES, packing_bytes(packed.values()) if packed else 0)
+    return LowerPlan(
+        files=files,
+        peak_bytes=held + WRITER_BYTES + 4 * graph_bytes,
+        actions={slot.tensor: slot.action for slot in slots},
+        packed={name: each.nbytes for name, each in packed.items()},
+    )
 
 
 def data_bytes(slots: Sequence[Slot]) -> int:
@@ -79,8 +90,11 @@ def data_bytes(slots: Sequence[Slot]) -> int:
     return slots[-1].offset + slots[-1].nbytes
 
 
-def _graph(model: FusedModel, slots: Sequence[Slot], options: GraphOptions) -> onnx.ModelProto:
-    graph = build_graph(decoder_spec(model.spec), slots, options, tied=model.tied)
+def _graph(
+    model: FusedModel, slots: Sequence[Slot], options: GraphOptions, packed: Mapping[str, Chosen]
+) -> onnx.ModelProto:
+    specs = {each.linear.module: each.spec for each in packed.values()}
+    graph = build_graph(decoder_spec(model.spec), slots, options, tied=model.tied, packed=specs)
     _refuse_unused(graph, {slot.name: slot for slot in slots})
     return graph
 

@@ -14,6 +14,9 @@ OPSET = 14
 IR_VERSION = 8
 
 BATCH, TOKENS, SEQUENCE, PAST = "batch", "tokens", "sequence", "past"  # symbolic dimensions
+DOMAIN, OPERATORS = "sparse_export", 1  # of our operator, as src/onnx_op.cpp and abi.h have them
+PACKED_LINEAR = "PackedLinear"
+SparseValues = Literal["fp32", "bf16"]
 HIDDEN = "hidden."  # prefix of the residual-stream tensors that the probe shows
 
 
@@ -34,6 +37,7 @@ class GraphOptions:
 
     io: Literal["deepsparse", "optimum"] = "deepsparse"
     sequence_length: int | None = None  # rows of the rotary tables; None: the model's full context
+    packed: SparseValues | None = None  # values of sparse linears as PackedLinear; None: no such
     graph_file: str = "model.onnx"
     data_file: str = "model.data"
 

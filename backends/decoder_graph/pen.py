@@ -10,6 +10,16 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from backends.decoder_graph.layout import Slot
+from exporter.store.dtypes import DType
+
+ONNX_TYPES = {
+    DType.F32: TensorProto.FLOAT,
+    DType.BF16: TensorProto.BFLOAT16,
+    DType.U8: TensorProto.UINT8,
+    DType.I32: TensorProto.INT32,
+    DType.I64: TensorProto.INT64,
+}
+"""Of initialisers in the data file."""
 
 
 class Pen:
@@ -49,10 +59,10 @@ class Pen:
         return name
 
     def weight(self, slot: Slot) -> str:
-        """A float32 initialiser in the data file."""
+        """An initialiser in the data file."""
         tensor = TensorProto(
             name=slot.name,
-            data_type=TensorProto.FLOAT,
+            data_type=ONNX_TYPES[slot.dtype],
             dims=slot.shape,
             data_location=TensorProto.EXTERNAL,
         )

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from onnxruntime.capi import (
     onnxruntime_pybind11_state as ort_errors,  # pyright: ignore[reportAttributeAccessIssue]
 )
 
+from backends.onnxruntime import operators
 from exporter.contract import Facts, Generation
 from exporter.errors import EngineUnfit
 from exporter.memory import peak_rss_bytes
@@ -52,7 +54,8 @@ def load(model: Path | bytes, folder: Path, threads: int) -> Any:
     """An onnxruntime session of a graph file, or of a graph in memory with data in `folder`.
 
     Raises:
-        EngineUnfit: `engine-refused`.
+        EngineUnfit: `engine-refused`; for a graph with our operators also `engine-missing` and
+            `engine-unfit`.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -61,17 +64,37 @@ def load(model: Path | bytes, folder: Path, threads: int) -> Any:
     if isinstance(model, bytes):
         options.add_session_config_entry(_FOLDER_KEY, str(folder))
     source = model if isinstance(model, bytes) else str(model)
+    version = operators.asked(model)
     try:
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        with _building(options, version, threads):
+            return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
         raise refused(error) from error
+
+
+@contextmanager
+def _building(options: Any, version: int | None, threads: int) -> Generator[None, None, None]:
+    """Our operators, where a graph asks for a version of them.
+
+    As the session is made, the kernels order the weights in threads of their own, no more than the
+    session has; what it runs later runs in the session's.
+    """
+    if version is None:
+        yield
+        return
+    kernels = operators.register(options, version)
+    before, kernels.threads = kernels.threads, threads
+    try:
+        yield
+    finally:
+        kernels.threads = before
 
 
 class OrtSession:
     """An artefact folder (model.onnx, model.data) in onnxruntime on the CPU, batch 1.
 
     Raises:
-        EngineUnfit: `engine-refused`.
+        EngineUnfit: as `load`.
     """
 
     def __init__(self, folder: Path, threads: int | None = None) -> None:
@@ -86,6 +109,7 @@ class OrtSession:
         ours = self._io in ("deepsparse", "optimum") and longest.isdecimal() and data.is_file()
         if not ours:
             raise EngineUnfit("engine-refused", "the graph is not one of ours", file="model.onnx")
+        self._own = operators.told(facts)
         self._weight_bytes, self._max_tokens = data.stat().st_size, int(longest)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         self._past: list[Any] = [v for v in inputs if v.name.startswith("past_key_values.")]
@@ -134,7 +158,7 @@ class OrtSession:
             weight_bytes=self._weight_bytes,
             peak_rss_bytes=peak_rss_bytes(),
             load_seconds=self._load_seconds,
-            extra={"io": self._io, "cache": "growing"},
+            extra={"io": self._io, "cache": "growing", **self._own},
         )
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -44,11 +44,11 @@ def write_shards(
     """
     total, done = sum(p.nbytes for shard in parts for p in shard.pieces), 0
     for shard in parts:
-        source: _Source | None = None
+        source: Source | None = None
         with SafetensorsWriter(folder / shard.file, shard.layout, METADATA) as writer:
             for piece in shard.pieces:
                 if source is None or source.tensor is not piece.tensor:
-                    source = _Source(model, piece.tensor, piece.chosen)
+                    source = Source(model, piece.tensor, piece.chosen)
                 for block in source.blocks(piece):
                     writer.write(piece.name, block)
                 done += piece.nbytes
@@ -63,11 +63,10 @@ def plan_shards(parts: Sequence[Shard], chosen: Mapping[str, Chosen]) -> LowerPl
     files = [PlannedFile(shard.file, shard.nbytes) for shard in parts]
     if len(parts) > 1:
         files.append(PlannedFile(INDEX, len(index_bytes(parts))))
-    held = max((_held(each) for each in chosen.values()), default=0)
     pieces = [piece for shard in parts for piece in shard.pieces]
     return LowerPlan(
         files=tuple(files),
-        peak_bytes=held + _BLOCKS * BLOCK_BYTES + WRITER_BYTES,
+        peak_bytes=packing_bytes(chosen.values()) + WRITER_BYTES,
         actions={p.tensor.name: _action(p) for p in pieces},
         packed={name: each.nbytes for name, each in chosen.items()},
     )
@@ -77,6 +76,11 @@ def label(chosen: Chosen) -> str:
     """ "2:4", "ragged" or "dense": how a linear is stored."""
     spec = chosen.spec
     return f"{spec.n}:{spec.m}" if spec.kind == "nm" else spec.kind
+
+
+def packing_bytes(chosen: Iterable[Chosen]) -> int:
+    """Bound on the memory that packing these linears one by one takes, the writer's excepted."""
+    return max(map(_held, chosen), default=0) + _BLOCKS * BLOCK_BYTES
 
 
 def _held(chosen: Chosen) -> int:
@@ -96,7 +100,7 @@ def _action(piece: Piece) -> str:
     return f"{done}, {label(piece.chosen)}, {piece.chosen.spec.values.value}"
 
 
-class _Source:
+class Source:
     """The blocks of one tensor's parts; keeps what several of them need."""
 
     def __init__(self, model: FusedModel, tensor: FusedTensor, chosen: Chosen | None) -> None:
@@ -106,16 +110,19 @@ class _Source:
 
     def blocks(self, piece: Piece) -> Blocks:
         """A part, some rows at a time."""
-        if self._chosen is None:
-            return self._plain(piece)
-        if piece.part == "mask":
-            return mask_chunks(self._chosen.spec, self._mask.rows)
-        if piece.part == "values":
-            kept = None if self._chosen.spec.kind == "dense" else self._mask.rows
-            return value_chunks(self._chosen.spec, self._values, kept)
-        if piece.part == "scales":
+        return self._plain(piece) if self._chosen is None else self.part(piece.part)
+
+    def part(self, part: str) -> Blocks:
+        """A part of a packed linear by its name, some rows at a time."""
+        spec = self._packed.spec
+        if part == "mask":
+            return mask_chunks(spec, self._mask.rows)
+        if part == "values":
+            kept = None if spec.kind == "dense" else self._mask.rows
+            return value_chunks(spec, self._values, kept)
+        if part == "scales":
             return self._scales()
-        return iter([self._index.offsets if piece.part == "offsets" else self._index.starts])
+        return iter([self._index.offsets if part == "offsets" else self._index.starts])
 
     @property
     def _packed(self) -> Chosen:

@@ -75,6 +75,7 @@ class TargetEntry(_Entry):
 
     name: str
     options: dict[str, str] = {}
+    needs: dict[str, str] = {}  # beside the engine -> version: the operators of a graph
 
 
 class Manifest(_Entry):

@@ -135,7 +135,7 @@ def test_block_size_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_large_tensors_start_on_a_page():
     model = make_tiny("llama3", hidden_size=256, intermediate_size=2048)
-    slots = data_layout(fused_from(model), GraphOptions())
+    slots = data_layout(fused_from(model), {})
     large = [s for s in slots if s.nbytes >= 1 << 20]
     assert large and all(s.offset % 4096 == 0 for s in large)
     assert all(s.offset % 64 == 0 for s in slots)

@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from backends.decoder_graph.external import record as record_of
 from backends.decoder_graph.read_back import read_back
 from exporter.errors import VerificationFailed
+from exporter.limits import LIMITS
 
 W = np.arange(12, dtype=np.float32).reshape(3, 4)
 
@@ -207,3 +209,17 @@ def test_digest_is_of_the_stored_bytes(tmp_path: Path):
     (tensor,) = read_back(write_graph(tmp_path))
     assert tensor.sha256() == hashlib.sha256(W.tobytes()).hexdigest()
     assert (tensor.file, tensor.dtype) == ("model.data", "F32")
+
+
+def test_one_axis_may_be_longer_than_a_matrix_is_wide(tmp_path: Path):
+    """The values of a large ragged linear; the file is one hole."""
+    count = LIMITS.dim + 1
+    with (tmp_path / "model.data").open("wb") as file:
+        file.truncate(2 * count)
+    tensor = TensorProto(name="w", data_type=TensorProto.BFLOAT16, dims=[count])
+    for key, value in (("location", "model.data"), ("offset", "0"), ("length", str(2 * count))):
+        tensor.external_data.add(key=key, value=value)
+    assert record_of(tmp_path, tensor).array().shape == (count,)
+    tensor.dims[:] = [count, 1]
+    with pytest.raises(VerificationFailed, match="shape"):
+        record_of(tmp_path, tensor)

@@ -37,8 +37,9 @@ _AVX512 = (
 _BF16 = f"{_AVX512} -mavx512vbmi -mavx512vbmi2 -mavx512bf16 -mavx512vnni"
 _COMMON_UNITS = (
     *("isa", "pool", "weight", "rows", "run", "portable"),
-    *("steps", "decoder", "decode"),
+    *("steps", "decoder", "decode", "onnx_op"),
 )
+_VENDORED = SOURCES / "onnxruntime"  # headers of others: no warnings of theirs
 _X86_UNITS = {"avx2": (1, _AVX2), "avx512": (2, _AVX512), "avx512_bf16": (3, _BF16)}
 _PARTS = {"avx2": ("avx2", "steps_avx2")}  # files of an instruction set that has several
 _SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -g -DSE_SANITIZE"
@@ -69,7 +70,7 @@ def stale(target: Path = LIBRARY) -> bool:
     if not target.exists():
         return True
     made = target.stat().st_mtime
-    files = [*SOURCES.iterdir(), Path(__file__)]
+    files = [*SOURCES.rglob("*"), Path(__file__)]
     return any(source.stat().st_mtime > made for source in files)
 
 
@@ -130,7 +131,7 @@ def _objects(found: str, folder: Path, how: Build) -> list[Path]:
             units |= 1 << bit
         except CompileError as error:
             print(f"kernels: {name} is left out\n{error}", file=sys.stderr)
-    define = [f"-DSE_UNITS={units}"]
+    define = [f"-DSE_UNITS={units}", f"-isystem{_VENDORED}"]
     objects += [_unit(base, name, define, folder) for name in _COMMON_UNITS]
     if how.driver:
         objects.append(_unit([*base, f"-I{SOURCES}"], str(how.driver), [], folder))
@@ -152,6 +153,8 @@ def _link(found: str, objects: Sequence[Path], target: Path, how: Build) -> list
     elif sys.platform == "linux":
         # No C++ library of the machine's own: one wheel for all of them.
         command += ["-static-libstdc++", "-static-libgcc", "-Wl,--gc-sections", "-s"]
+        # Threads of the pool run its code: an engine that unloads it must not take that away.
+        command += ["-Wl,-z,nodelete"]
     return command
 
 

@@ -85,7 +85,8 @@ class Library:
                 file=str(path),
             ) from error
         c = self._c
-        if (found := int(c.se_abi_version())) != ABI:
+        found = int(c.se_abi_version()) if hasattr(c, "se_abi_version") else 0
+        if found != ABI:
             raise EngineUnfit(
                 "engine-unfit",
                 f"the CPU kernels have interface {found}",
@@ -134,6 +135,11 @@ class Library:
         c.se_decoder_run.argtypes = (c_void_p, c_void_p)
         self.decoder_create, self.decoder_destroy = c.se_decoder_create, c.se_decoder_destroy
         self.decoder_run = c.se_decoder_run
+
+    @property
+    def operators(self) -> int:
+        """Version of the operators for onnxruntime (src/onnx_op.cpp); 0 for a build without."""
+        return int(self._c.se_operators()) if hasattr(self._c, "se_operators") else 0
 
     def isas(self) -> list[Isa]:
         """Instruction sets that this build has and this machine runs, the best last."""

@@ -8,6 +8,7 @@ extern "C" {
 #endif
 #define SE_API __attribute__((visibility("default")))
 #define SE_ABI_VERSION 4
+#define SE_OPERATORS 1 /* version of the ONNX domain "sparse_export" (onnx_op.cpp) */
 
 enum { SE_RAGGED = 0, SE_NM = 1, SE_DENSE = 2 };                              /* kind */
 enum { SE_BF16 = 0, SE_FP16 = 1, SE_FP32 = 2, SE_INT8 = 3, SE_INT4 = 4, SE_FP8 = 5 };
@@ -41,6 +42,7 @@ typedef struct {
 } se_job;
 
 SE_API int32_t se_abi_version(void);
+SE_API int32_t se_operators(void); /* SE_OPERATORS */
 SE_API int32_t se_isa_runs(int32_t isa); /* whether this build has it and this machine runs it */
 SE_API int32_t se_create(const se_desc *desc, int32_t isa, void **linear);
 SE_API void se_destroy(void *linear);

@@ -91,4 +91,12 @@ inline bool coded(Form form) {
 typedef void (*Task)(void *context, int64_t part);
 void parallel(int64_t parts, Task task, void *context); // pool.cpp
 
+// Threads of somebody else that share the parts of a call.
+struct Threads {
+  void (*share)(void *self, int64_t parts, Task task, void *context);
+  void *self;
+};
+const Threads *borrow(const Threads *threads); // for calls of this thread; gives those before
+int64_t sharers();                             // threads that a call may have, for its parts
+
 } // namespace se

@@ -57,5 +57,6 @@ const Kernels *kernels(int32_t isa) {
 
 extern "C" {
 int32_t se_abi_version(void) { return SE_ABI_VERSION; }
+int32_t se_operators(void) { return SE_OPERATORS; }
 int32_t se_isa_runs(int32_t isa) { return se::kernels(isa) != nullptr; }
 }

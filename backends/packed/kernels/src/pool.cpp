@@ -32,6 +32,7 @@ struct Pool {
   int sleeping = 0;
 };
 Pool pool;
+thread_local const Threads *borrowed = nullptr; // null: the pool's
 
 int available() {
 #if defined(__linux__)
@@ -158,13 +159,26 @@ void share(int64_t parts, Task task, void *context, int helpers) {
 
 } // namespace
 
+const Threads *borrow(const Threads *threads) {
+  const Threads *before = borrowed;
+  borrowed = threads;
+  return before;
+}
+
+int64_t sharers() { return borrowed ? available() : se_threads(); }
+
 void parallel(int64_t parts, Task task, void *context) {
-  if (const Team run = __atomic_load_n(&team, __ATOMIC_ACQUIRE); run && parts > 1) {
+  if (borrowed && parts > 1) {
+    borrowed->share(borrowed->self, parts, task, context);
+    return;
+  }
+  const Team run = borrowed ? nullptr : __atomic_load_n(&team, __ATOMIC_ACQUIRE);
+  if (run && parts > 1) {
     Shared shared = {parts, 0, task, context};
     run(member, &shared, 0, 0); // 0: as many as the caller's own parallel regions have
     return;
   }
-  const int helpers = se_threads() - 1;
+  const int helpers = borrowed ? 0 : se_threads() - 1;
   if (parts > 1 && helpers > 0 && pthread_mutex_trylock(&pool.busy) == 0) {
     share(parts, task, context, helpers < parts - 1 ? helpers : (int)(parts - 1));
     pthread_mutex_unlock(&pool.busy);

@@ -101,7 +101,7 @@ void prepare(Call &call) {
 void run(Call &call) {
   int64_t blocks = 0;
   for (int64_t j = 0; j < call.count; ++j) blocks += ((const Weight *)call.jobs[j].linear)->blocks;
-  const int64_t wanted = kPieces * se_threads();
+  const int64_t wanted = kPieces * sharers();
   call.each = blocks > wanted ? blocks / wanted : 1;
   call.first[0] = 0;
   for (int64_t j = 0; j < call.count; ++j) {
