@@ -9,7 +9,7 @@ WORKERS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup runtime demo demo-vllm test test-fast check bench bench-kernels bench-engine bench-memory bench-optimum bench-merge bench-tune tune-results policies quantised clean
+.PHONY: help setup runtime demo demo-vllm test test-fast check bench bench-kernels bench-engine bench-vllm-cpu bench-memory bench-optimum bench-merge bench-tune tune-results policies quantised clean
 
 help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ bench-kernels: $(STAMP) ## Time the CPU kernels against dense twins, torch and D
 
 bench-engine: $(STAMP) ## Time whole decoders, sparse, dense and llama.cpp; build/bench/engine.json
 	$(BIN)/python -m scripts.bench_engine $(ARGS)
+
+bench-vllm-cpu: $(STAMP) ## Decode behind `vllm serve`, packed against dense; after make demo-vllm; build/bench/vllm_cpu.json
+	$(BIN)/python -m scripts.bench_vllm_cpu build/demo-vllm/smollm2-70-dense build/demo-vllm/smollm2-70-packed $(ARGS)
 
 bench-memory: $(STAMP) ## Peak memory of lowering on models of 1, 2, 4 and 8 GB; needs 30 GB of disk
 	$(BIN)/python -m scripts.bench_memory

@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.status import Status
 
 from backends.hf.session import open_session
+from backends.vllm.plugin.settings import EXECUTE
 from backends.vllm.runtime import RUNTIME
 from exporter.errors import EngineUnfit, SparseExportError
 from exporter.report.export import ExportReport
@@ -116,7 +117,8 @@ def serve_and_ask(demo: Demo, python: Path, folder: Path) -> tuple[float, list[A
     line = f"{binary.name} serve {folder} --port N"
     demo.commands.append(line)
     demo.console.print(f"\n[bold]$ {line}[/bold]", soft_wrap=True, highlight=False)
-    environment = RUNTIME.environment()
+    # Linears as vLLM's own dense ones: other sums would hide what the folder holds.
+    environment = {**RUNTIME.environment(), EXECUTE: "dense"}
     with demo.console.status("starting") as status:
         tell = Progress(demo.console, status)
         with served(binary, folder, log, env=environment, tell=tell) as server:

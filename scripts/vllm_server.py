@@ -1,7 +1,8 @@
 """`vllm serve FOLDER --port N` of the managed environment, started, waited for, and always ended.
 
-The server gets no other flag. One variable is set: without VLLM_CPU_KVCACHE_SPACE vLLM 0.32 asks
-for 92 % of the machine's memory for its cache, dense or not, and does not start where less is free.
+The server gets no other flag unless it is asked for. One variable is set: without
+VLLM_CPU_KVCACHE_SPACE vLLM 0.32 asks for 92 % of the machine's memory for its cache, dense or not,
+and does not start where less is free.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,16 @@ class Server:
     url: str
     model: str  # the name it serves the folder by
     seconds: float  # from its start to the first healthy answer
+    group: int  # of its processes
+
+    def suspend(self) -> None:
+        """Stop all its processes where they are."""
+        os.killpg(self.group, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let them go on."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.group, signal.SIGCONT)
 
 
 @contextmanager
@@ -47,6 +58,7 @@ def served(
     *,
     env: Mapping[str, str],
     tell: Tell,
+    flags: Sequence[str] = (),
     timeout: float = 3600.0,  # compiling took 1157 s on two cores that much else was using
 ) -> Generator[Server]:
     """A running server; at the end, also on Ctrl-C or SIGTERM, its whole process group is gone.
@@ -56,12 +68,13 @@ def served(
         log: file for what it prints; kept.
         env: its whole environment.
         tell: called every second while it loads.
+        flags: more of `vllm serve`.
 
     Raises:
         EngineUnfit: `engine-crashed` where it ends, `engine-timeout` where it never gets healthy.
     """
     port = free_port()
-    argv = [str(binary), "serve", str(folder), "--port", str(port)]
+    argv = [str(binary), "serve", str(folder), "--port", str(port), *flags]
     variables = {**env, "VLLM_CPU_KVCACHE_SPACE": CACHE_GIB}
     with _signals_raise(), log.open("wb") as out:
         start = time.monotonic()
@@ -76,7 +89,7 @@ def served(
         try:
             url = f"http://127.0.0.1:{port}"
             _wait(process, url, log, start, timeout, tell)
-            yield Server(f"{url}/v1", str(folder), time.monotonic() - start)
+            yield Server(f"{url}/v1", str(folder), time.monotonic() - start, process.pid)
         finally:
             stop(process)
 

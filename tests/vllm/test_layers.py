@@ -43,3 +43,14 @@ def test_every_rank_holds_what_a_dense_checkpoint_gives_it(
         k: v for k, v in layers.items() if k.startswith(f"{ranks}/") and k.endswith(f".{layer}")
     }
     assert len(mine) == ranks and all(mine.values()), mine
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("layer", ["qkv_proj", "o_proj", "gate_up_proj", "down_proj", "gate_proj"])
+def test_the_kernels_compute_every_rank_s_block(
+    layer: str, ranks: int, layers: dict[str, bool]
+) -> None:
+    """`up_proj` is stored dense; o_proj's columns are cut amid groups that share a scale."""
+    wanted = f".{layer} sparse"
+    mine = {k: v for k, v in layers.items() if k.startswith(f"{ranks}/") and k.endswith(wanted)}
+    assert len(mine) == ranks and all(mine.values()), mine

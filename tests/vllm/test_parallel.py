@@ -16,6 +16,7 @@ from tests.vllm.conftest import RunInVllm
 from tests.vllm.packing import How, linears, nm, pack_pair
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+DENSE = {"SPARSE_EXPORT_EXECUTE": "dense"}  # whose sums are in vLLM's own order
 PROGRAM = Path(__file__).parent / "programs" / "tokens.py"
 
 
@@ -30,7 +31,7 @@ def test_two_ranks(tmp_path: Path, run_in_vllm: RunInVllm) -> None:
         below = f"model.layers.0.mlp.experts.{expert}"
         how |= {f"{below}.{name}_proj": kind for name in ("gate", "up", "down")}
     jobs = [
-        {"folder": str(folder), "tensor_parallel_size": 2}
+        {"folder": str(folder), "tensor_parallel_size": 2, "env": DENSE}
         for folder in pack_pair(model, tmp_path, how)
     ]
     packed, dense = run_in_vllm(PROGRAM, json.dumps(jobs), timeout=800)

@@ -81,6 +81,29 @@ def test_started_waited_for_and_ended(binary: Path, tmp_path: Path, mode: str):
     assert told == sorted(told) and told[0] < told[-1]
 
 
+def test_a_suspended_server_takes_no_core_and_goes_on(binary: Path, tmp_path: Path):
+    good = served(binary, Path("good"), tmp_path / "log", env=_env(tmp_path), tell=_silent)
+    with good as server:
+        pids = _pids(tmp_path)
+        server.suspend()
+        assert _all_are(pids, psutil.STATUS_STOPPED)
+        server.resume()
+        with urllib.request.urlopen(server.url.removesuffix("/v1") + "/health") as answer:
+            assert answer.status == 200
+        server.suspend()  # and is ended all the same
+    assert _gone(pids)
+    server.resume()  # nobody is there: nothing happens
+
+
+def _all_are(pids: list[int], status: str, within: float = 5.0) -> bool:
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        if all(psutil.Process(pid).status() == status for pid in pids):
+            return True
+        time.sleep(0.02)
+    return False
+
+
 def test_an_error_while_it_serves_ends_it_too(binary: Path, tmp_path: Path):
     good = served(binary, Path("good"), tmp_path / "log", env=_env(tmp_path), tell=_silent)
     with pytest.raises(KeyboardInterrupt), good:

@@ -20,7 +20,9 @@ PROGRAM = Path(__file__).parent / "programs" / "tokens.py"
 
 # vLLM's attention on a CPU takes heads of 32 and more.
 SIZES: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
-LOW = {"SPARSE_EXPORT_MEMORY": "low"}
+DENSE = {"SPARSE_EXPORT_EXECUTE": "dense"}
+LOW = {"SPARSE_EXPORT_MEMORY": "low", **DENSE}
+SPARSE = {"SPARSE_EXPORT_EXECUTE": "sparse"}
 
 
 def everywhere(how: How) -> dict[str, How]:
@@ -81,9 +83,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, P
 def tokens(folders: dict[str, tuple[Path, Path]], run_in_vllm: RunInVllm) -> dict[str, Any]:
     jobs: dict[str, dict[str, Any]] = {}
     for case, (packed, dense) in folders.items():
-        jobs[f"{case} packed"] = {"folder": str(packed)}
+        jobs[f"{case} packed"] = {"folder": str(packed), "env": DENSE}
         jobs[f"{case} dense"] = {"folder": str(dense)}
     jobs["mixed low"] = {"folder": str(folders["mixed"][0]), "env": LOW}
+    for name, (folder, env) in zip(("packed", "dense"), ((0, SPARSE), (1, {})), strict=True):
+        # In float32: sums in another order do not choose another token.
+        job = {"folder": str(folders["unstructured"][folder]), "env": env, "dtype": "float32"}
+        jobs[f"sparse {name}"] = job
     jobs["dummy"] = {"folder": str(folders["mixed"][0]), "load_format": "dummy"}
     jobs["dummy low"] = {**jobs["dummy"], "env": LOW}
     jobs["dummy experts"] = {"folder": str(folders["mixtral"][0]), "load_format": "dummy"}
@@ -100,6 +106,12 @@ def test_tokens_are_those_of_the_dense_folder(case: str, tokens: dict[str, Any])
 
 def test_low_memory_gives_the_same(tokens: dict[str, Any]) -> None:
     assert tokens["mixed low"] == tokens["mixed dense"]
+
+
+def test_the_kernels_give_the_same(tokens: dict[str, Any]) -> None:
+    """A fused layer in one call, with biases, prompts and single rows."""
+    assert tokens["sparse packed"] == tokens["sparse dense"]
+    assert [len(made) for made in tokens["sparse packed"]] == [24, 24, 24]
 
 
 @pytest.mark.parametrize("how", ["dummy", "dummy low", "dummy experts"])

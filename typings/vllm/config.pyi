@@ -5,5 +5,6 @@ class LoadConfig:
 
 class VllmConfig:
     load_config: LoadConfig
+    additional_config: dict[str, Any] | Any
 
 def get_current_vllm_config_or_none() -> VllmConfig | None: ...

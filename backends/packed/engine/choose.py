@@ -66,6 +66,30 @@ class Chooser:
         if self.execute == "dense":
             dense = build(*as_dense(spec, parts))
             return dense, dense, dense
+        use, dense = self._preferred(spec, parts, sparse, build)
+        if any(use) and dense is None:
+            dense = build(*as_dense(spec, parts))
+        one, few, many = (dense if wanted and dense else sparse for wanted in use)
+        return one, few, many
+
+    def form(self, spec: PackedLinear, parts: Parts, build: Build) -> CpuLinear:
+        """One form for steps of any size, as steps of one row are fastest: no second copy.
+
+        Raises:
+            InputRefused, EngineUnfit: as `build`.
+        """
+        sparse = build(spec, parts)
+        if spec.kind == "dense" or self.execute == "sparse":
+            return sparse
+        use, dense = [True], None
+        if self.execute == "auto":
+            use, dense = self._preferred(spec, parts, sparse, build)
+        return (dense or build(*as_dense(spec, parts))) if use[0] else sparse
+
+    def _preferred(
+        self, spec: PackedLinear, parts: Parts, sparse: CpuLinear, build: Build
+    ) -> tuple[list[bool], CpuLinear | None]:
+        """Whether dense is to compute each class; the dense form where one was made to time it."""
         kind = kind_of(spec, sparse)
         self.counts[kind] = self.counts.get(kind, 0) + 1
         dense = None
@@ -76,11 +100,7 @@ class Chooser:
                 known = [(self.timed or _timed)(sparse, dense, rows) for rows in TIMED]
                 self._record(kind, known)
             self.ratios[kind] = known
-        use = self.dense_in(kind)
-        if any(use) and dense is None:
-            dense = build(*as_dense(spec, parts))
-        one, few, many = (dense if wanted and dense else sparse for wanted in use)
-        return one, few, many
+        return self.dense_in(kind), dense
 
     def dense_in(self, kind: str) -> list[bool]:
         """Whether dense computes the steps of each class."""

@@ -14,7 +14,7 @@ from exporter.errors import EngineUnfit
 
 __all__ = ["ISA_VARIABLE", "Desc", "Isa", "Job", "Library", "library"]
 
-ABI = 3
+ABI = 4
 ISA_VARIABLE = "SPARSE_EXPORT_ISA"
 
 
@@ -122,6 +122,8 @@ class Library:
         )
         c.se_unpack.argtypes = (c_void_p, c_int64, c_int64, POINTER(c_float))
         c.se_set_threads.restype = None
+        c.se_share_threads.argtypes = (c_void_p, c_int32)
+        c.se_share_threads.restype = None
         c.se_read.argtypes = (c_void_p, c_int64)
         c.se_read.restype = c_uint64
         self.create, self.destroy, self.bytes = c.se_create, c.se_destroy, c.se_bytes
@@ -170,6 +172,26 @@ class Library:
     @threads.setter
     def threads(self, count: int) -> None:
         self._c.se_set_threads(count)
+
+    def share_threads(self, count: int) -> bool:
+        """Run calls by the OpenMP that this process has loaded; False, and no change, without one.
+
+        For engines whose own operators take turns with ours: one set of threads, bound to cores
+        as the engine bound it. What a preloaded library puts in libgomp's place is used too.
+
+        Args:
+            count: threads of its parallel regions, as torch.get_num_threads() tells; 0: back to
+                the own pool.
+        """
+        if count < 1:
+            self._c.se_share_threads(None, 0)
+            return True
+        try:
+            function = ctypes.CDLL(None).GOMP_parallel
+        except AttributeError:
+            return False
+        self._c.se_share_threads(ctypes.cast(function, c_void_p), count)
+        return True
 
 
 @cache

@@ -1,8 +1,12 @@
-"""A packed linear as a torch operator, so that compiled and traced models can hold it.
+"""Packed linears as torch operators, so that compiled and traced models can hold them.
 
 `torch.ops.sparse_export.cpu_linear(x, key, rows)` finds its linear by a number, since an
 operator takes tensors and numbers only. Its fake implementation knows shapes and types, which is
 all that torch.compile and torch.export ask for.
+
+`torch.ops.sparse_export.cpu_fused(x, key, bias, rows)` is the same for a `FusedLinear`, with the
+number in a tensor: a compiled graph that an engine keeps on the disk must not hold the numbers of
+the process that compiled it, and equal layers then share a graph.
 """
 
 from __future__ import annotations
@@ -13,11 +17,15 @@ from typing import Any
 
 import torch
 
+from backends.packed.kernels.fused import FusedLinear
 from backends.packed.kernels.linear import CpuLinear
 
-__all__ = ["PackedModule", "register"]
+__all__ = ["FUSED", "PackedModule", "key_of", "register"]
+
+FUSED = "cpu_fused"
 
 _linears: weakref.WeakValueDictionary[int, CpuLinear] = weakref.WeakValueDictionary()
+_fused: weakref.WeakValueDictionary[int, FusedLinear] = weakref.WeakValueDictionary()
 _keys = itertools.count(1)
 _library = torch.library.Library("sparse_export", "FRAGMENT")
 
@@ -27,6 +35,13 @@ def register(linear: CpuLinear) -> int:
     key = next(_keys)
     _linears[key] = linear
     return key
+
+
+def key_of(fused: FusedLinear) -> torch.Tensor:
+    """The same for `cpu_fused`: int64 `[1]`."""
+    key = next(_keys)
+    _fused[key] = fused
+    return torch.tensor([key], dtype=torch.int64, device="cpu")
 
 
 def _run(x: torch.Tensor, key: int, rows: int) -> torch.Tensor:
@@ -41,9 +56,29 @@ def _shape(x: torch.Tensor, key: int, rows: int) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], rows), dtype=kept)
 
 
+def _run_fused(
+    x: torch.Tensor, key: torch.Tensor, bias: torch.Tensor | None, rows: int
+) -> torch.Tensor:
+    fused = _fused.get(int(key.item()))
+    if fused is None or fused.rows != rows:
+        raise ValueError(f"no packed linears of {rows} rows have the number {key.tolist()}")
+    return fused(x, bias)
+
+
+def _fused_shape(
+    x: torch.Tensor, key: torch.Tensor, bias: torch.Tensor | None, rows: int
+) -> torch.Tensor:
+    del key, bias
+    return x.new_empty((*x.shape[:-1], rows))
+
+
 _library.define("cpu_linear(Tensor x, int key, int rows) -> Tensor")
 _library.impl("cpu_linear", _run, "CPU")
 torch.library.register_fake("sparse_export::cpu_linear", _shape, lib=_library)
+
+_library.define(f"{FUSED}(Tensor x, Tensor key, Tensor? bias, int rows) -> Tensor")
+_library.impl(FUSED, _run_fused, "CPU")
+torch.library.register_fake(f"sparse_export::{FUSED}", _fused_shape, lib=_library)
 
 
 class PackedModule(torch.nn.Module):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.nn import Module
+from vllm.config import get_current_vllm_config_or_none
 from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import (
@@ -19,6 +20,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from backends.packed.spec import PackedLinear, PackedModel
 from backends.vllm.plugin import METHOD
 from backends.vllm.plugin.claims import claims, is_legacy
+from backends.vllm.plugin.execution import Execution
 from backends.vllm.plugin.experts import SparseExportExperts
 from backends.vllm.plugin.folder import check_folder
 from backends.vllm.plugin.gather import Shard
@@ -50,6 +52,7 @@ class SparseExportConfig(QuantizationConfig):
         self._layers = layers
         self._unstructured = unstructured
         self._stored = layers  # by the names of the checkpoint
+        self._execution: Execution | None = None
 
     def get_name(self) -> str:
         """The method's name."""
@@ -126,7 +129,7 @@ class SparseExportConfig(QuantizationConfig):
         names = self._shard_names(prefix)
         if self._layers is None:
             legacy = [LegacyShard(name, self._unstructured) for name in names]
-            return SparseExportLinearMethod(legacy, LEGACY_PARTS)
+            return SparseExportLinearMethod(legacy, LEGACY_PARTS, self._executed())
         if prefix in self._layers and names != [prefix]:
             found = "it is fused in the checkpoint already"
             raise InputRefused(
@@ -134,7 +137,14 @@ class SparseExportConfig(QuantizationConfig):
             )
         if not any(name in self._layers for name in names):
             return UnquantizedLinearMethod()
-        return SparseExportLinearMethod([self._shard(name) for name in names], PACKED_PARTS)
+        shards = [self._shard(name) for name in names]
+        return SparseExportLinearMethod(shards, PACKED_PARTS, self._executed())
+
+    def _executed(self) -> Execution:
+        """One for all layers, made with the first: vLLM's own config is known by then."""
+        if self._execution is None:
+            self._execution = Execution(get_current_vllm_config_or_none())
+        return self._execution
 
     def _shard(self, name: str) -> Shard:
         spec = (self._layers or {}).get(name)

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch.nn import Module, Parameter
 
+from backends.packed.kernels.fused import FusedLinear
+from backends.packed.kernels.linear import CpuLinear
+from backends.packed.kernels.torch_op import FUSED, key_of
 from backends.packed.spec import PackedLinear
 from backends.vllm.plugin.op import layout_text, linear_op, part_names, register
 from backends.vllm.plugin.settings import Memory
@@ -23,13 +26,36 @@ Kept = tuple[PackedLinear, dict[str, torch.Tensor]]
 class Form(Protocol):
     """A layer's weight, packed."""
 
+    @property
+    def graph(self) -> str:
+        """What the part of a compiled graph depends on, beside the layer's shape."""
+        ...
+
     def __call__(self, layer: Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x `[..., in]` times the transpose of W `[out, in]`, plus b: `[..., out]`."""
         ...
 
 
+class OnKernels:
+    """The CPU kernels, all shards in one call; the packed weight lies in memory of theirs."""
+
+    graph = "kernels"
+
+    def __init__(self, layer: Module, linears: Sequence[CpuLinear]) -> None:
+        self._fused = FusedLinear(linears)
+        self.linears, self.nbytes = self._fused.linears, self._fused.nbytes
+        (self._name,) = _hold(layer, "packed", [key_of(self._fused)])
+
+    def __call__(self, layer: Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """One call of the op for all shards."""
+        op = getattr(torch.ops.sparse_export, FUSED)
+        return op(x, getattr(layer, self._name), bias, self._fused.rows)
+
+
 class OnCpu:
     """Decompressed at every call, some rows at a time."""
+
+    graph = "rows"
 
     def __init__(self, layer: Module, shards: Sequence[Kept]) -> None:
         register()
@@ -62,6 +88,7 @@ class OnGpu:
             )
             names = _hold(layer, f"packed_{index}", linear.tensors)
             self._calls.append((names, linear.layout))
+        self.graph = f"gpu {self._calls}"
 
     def __call__(self, layer: Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Shard by shard; the results stand side by side."""

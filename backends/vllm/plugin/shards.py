@@ -58,9 +58,7 @@ class PlainShard:
 
     def keep(self, parts: Tensors, piece: Piece, dtype: torch.dtype) -> Kept:
         """The block as kind "dense", in memory of its own."""
-        weight = self.dense(parts, piece, dtype).clone()
-        shape = (piece.rows, piece.columns)
-        return PackedLinear("dense", _PLAIN[dtype], shape, weight.numel()), {"values": weight}
+        return kept_dense(self.dense(parts, piece, dtype).clone())
 
 
 @dataclass(frozen=True)
@@ -178,6 +176,13 @@ class LegacyShard:
             module=self.module,
         )
         return {WEIGHT: weight}
+
+
+def kept_dense(weight: torch.Tensor) -> Kept:
+    """A float weight `[rows, columns]` as kind "dense"."""
+    shape = (weight.shape[0], weight.shape[1])
+    spec = PackedLinear("dense", _PLAIN[weight.dtype], shape, weight.numel())
+    return spec, {"values": weight}
 
 
 def _array(tensor: torch.Tensor) -> NDArray[Any]:

@@ -2,12 +2,14 @@
 
 Ranks are played one after the other in this process: vLLM asks two functions for rank and count.
 Prints, as its last line, a JSON object: by "<ranks>/<rank>/<layer>" whether weight and result are
-those of vLLM's own layer, loaded from the dense folder by vLLM's own loader.
+those of vLLM's own layer, loaded from the dense folder by vLLM's own loader; and by
+"<ranks>/<rank>/<layer> sparse" whether the CPU kernels give that result.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,24 +77,44 @@ def load(layer: Any, folder: Path, name: str) -> None:
             target.weight_loader(target, file.get_tensor(key), *extra)
 
 
-def compare(name: str, packed: Path, dense: Path) -> bool:
-    """Weight and result of ours and of vLLM's own."""
+def pair(name: str, packed: Path, dense: Path) -> tuple[Any, Any]:
+    """The layer of ours and vLLM's own, loaded."""
     config = json.loads((packed / "config.json").read_text())
     ours_config = SparseExportConfig.from_config(config["quantization_config"])
     ours, own = build(name, config, ours_config), build(name, config, None)
     load(ours, packed, name)
     load(own, dense, name)
+    return ours, own
+
+
+def results(layers: tuple[Any, Any], columns: int) -> list[torch.Tensor]:
+    """What both make of five rows, once they are ready."""
+    x = torch.randn(5, columns, generator=torch.Generator().manual_seed(1)).bfloat16()
+    for layer in layers:
+        layer.quant_method.process_weights_after_loading(layer)
+    return [layer.quant_method.apply(layer, x, None) for layer in layers]
+
+
+def compare(name: str, packed: Path, dense: Path) -> bool:
+    """Weight and result of ours and of vLLM's own."""
+    os.environ["SPARSE_EXPORT_EXECUTE"] = "dense"
+    ours, own = pair(name, packed, dense)
     if not torch.equal(ours.weight.data, own.weight.data):
         return False
-    x = torch.randn(5, ours.weight.shape[1], generator=torch.Generator().manual_seed(1)).bfloat16()
     # vLLM keeps attributes of the parameters that it first saw; none may hold the weight.
     seen = to_meta_tensor(ours.get_parameter("weight"))
-    results = []
-    for layer in (ours, own):
-        layer.quant_method.process_weights_after_loading(layer)
-        results.append(layer.quant_method.apply(layer, x, None))
+    equal = torch.equal(*results((ours, own), ours.weight.shape[1]))
     left = {key for key, value in ours.named_parameters() if value.numel()}
-    return torch.equal(*results) and left <= {"weight"} and seen.__dict__["_gather"].closed
+    return equal and left <= {"weight"} and seen.__dict__["_gather"].closed
+
+
+def compare_sparse(name: str, packed: Path, dense: Path) -> bool:
+    """The result of the kernels, which round other sums, and that no dense weight is held."""
+    os.environ["SPARSE_EXPORT_EXECUTE"] = "sparse"
+    ours, own = pair(name, packed, dense)
+    found, want = (each.double() for each in results((ours, own), own.weight.shape[1]))
+    held = {key: value.numel() for key, value in ours.named_parameters()}
+    return held == {"weight": 0, "packed_0": 1} and bool((found - want).norm() < 8e-3 * want.norm())
 
 
 def main(packed: str, dense: str, *counts: str) -> dict[str, bool]:
@@ -100,13 +122,16 @@ def main(packed: str, dense: str, *counts: str) -> dict[str, bool]:
     names = [f"model.layers.0.{name}" for name in ("self_attn.qkv_proj", "self_attn.o_proj")]
     names += [f"model.layers.0.mlp.{name}" for name in ("gate_up_proj", "down_proj")]
     names += [f"model.layers.0.mlp.{name}" for name in ("gate_proj", "up_proj")]  # unfused
-    results: dict[str, bool] = {}
+    found: dict[str, bool] = {}
     for ranks in map(int, counts):
         for rank in range(ranks):
             with as_rank(rank, ranks):
                 for name in names:
-                    results[f"{ranks}/{rank}/{name}"] = compare(name, Path(packed), Path(dense))
-    return results
+                    at, folders = f"{ranks}/{rank}/{name}", (Path(packed), Path(dense))
+                    found[at] = compare(name, *folders)
+                    if not name.endswith("up_proj") or "gate" in name:
+                        found[f"{at} sparse"] = compare_sparse(name, *folders)
+    return found
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 #define SE_API __attribute__((visibility("default")))
-#define SE_ABI_VERSION 3
+#define SE_ABI_VERSION 4
 #define SE_OPERATORS 1 /* version of the ONNX domain "sparse_export" (onnx_op.cpp) */
 
 enum { SE_RAGGED = 0, SE_NM = 1, SE_DENSE = 2 };                              /* kind */
@@ -58,6 +58,9 @@ SE_API int32_t se_run_one(const void *linear, const float *bias, const void *x, 
 SE_API int32_t se_unpack(const void *linear, int64_t b0, int64_t b1, float *out);
 SE_API int32_t se_threads(void);
 SE_API void se_set_threads(int32_t count); /* bounded by the affinity of the process */
+/* Let the process's OpenMP run the parts of a call, in place of the own pool: the address of its
+   GOMP_parallel and how many threads that starts, or null for the pool again. */
+SE_API void se_share_threads(void *gomp_parallel, int32_t count);
 /* Sums bytes [16 MiB pieces over the pool]; the read ceiling of this machine. */
 SE_API uint64_t se_read(const void *data, int64_t bytes);
 #ifdef __cplusplus

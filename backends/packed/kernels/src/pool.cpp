@@ -2,6 +2,8 @@
 //
 // An own pool rather than OpenMP: torch brings a libgomp of its own, and a second runtime in one
 // process keeps a second set of spinning threads. A caller that finds the pool taken works alone.
+// Beside an engine whose own operators take turns with ours, its OpenMP runs the parts instead
+// (`se_share_threads`): two sets of threads would wait for one another's cores.
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -96,6 +98,25 @@ void *worker(void *argument) {
   return nullptr;
 }
 
+// What the compiler makes of `#pragma omp parallel` (libgomp, and libomp's twin of it).
+typedef void (*Team)(void (*)(void *), void *, unsigned threads, unsigned flags);
+Team team = nullptr;
+
+struct Shared {
+  int64_t parts, next;
+  Task task;
+  void *context;
+};
+
+void member(void *argument) {
+  Shared &shared = *(Shared *)argument;
+  for (;;) {
+    const int64_t part = __atomic_fetch_add(&shared.next, 1, __ATOMIC_RELAXED);
+    if (part >= shared.parts) return;
+    shared.task(shared.context, part);
+  }
+}
+
 void forked() { // a child has the caller's thread only
   pthread_mutex_init(&pool.lock, nullptr);
   pthread_mutex_init(&pool.busy, nullptr);
@@ -151,6 +172,12 @@ void parallel(int64_t parts, Task task, void *context) {
     borrowed->share(borrowed->self, parts, task, context);
     return;
   }
+  const Team run = borrowed ? nullptr : __atomic_load_n(&team, __ATOMIC_ACQUIRE);
+  if (run && parts > 1) {
+    Shared shared = {parts, 0, task, context};
+    run(member, &shared, 0, 0); // 0: as many as the caller's own parallel regions have
+    return;
+  }
   const int helpers = borrowed ? 0 : se_threads() - 1;
   if (parts > 1 && helpers > 0 && pthread_mutex_trylock(&pool.busy) == 0) {
     share(parts, task, context, helpers < parts - 1 ? helpers : (int)(parts - 1));
@@ -175,5 +202,12 @@ int32_t se_threads(void) {
 
 void se_set_threads(int32_t count) {
   __atomic_store_n(&se::pool.threads, se::bounded(count), __ATOMIC_RELAXED);
+}
+
+void se_share_threads(void *gomp_parallel, int32_t count) {
+  // Not bounded by the caller's affinity: a bound thread of OpenMP sees its own core alone.
+  const int own = gomp_parallel && count > 0 ? count : se::from_environment();
+  __atomic_store_n(&se::pool.threads, own, __ATOMIC_RELAXED);
+  __atomic_store_n(&se::team, (se::Team)gomp_parallel, __ATOMIC_RELEASE);
 }
 }
