@@ -1,7 +1,8 @@
-"""Peak resident memory of this process, in bytes."""
+"""Memory of this process: its peak, and giving back what was freed."""
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 from pathlib import Path
@@ -19,3 +20,15 @@ def peak_rss_bytes() -> int:
                 return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def give_back() -> None:
+    """Return freed memory to the system, where the C library keeps it (glibc's malloc_trim).
+
+    Arrays below 32 MB come from a heap that grows at its end: freed in another order than made,
+    they left 57 MB a block behind in a pass over a model of 4 billion weights.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)

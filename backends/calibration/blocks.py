@@ -19,6 +19,7 @@ from torch import nn
 from backends.reference.build import empty_model, fill_parameter
 from exporter.contract import Tokens
 from exporter.errors import InputRefused
+from exporter.memory import give_back
 from exporter.model import FusedModel
 
 TOKENS_AT_ONCE = 2048  # that run through a block, or the head, together
@@ -92,6 +93,7 @@ class BlockStream:
     def drop(self, index: int) -> None:
         """Free the weights of block `index`."""
         self.blocks[index].to("meta")
+        give_back()
 
     def loss(self, first: int, last: int) -> float:
         """Mean negative log-likelihood in nats of each next token of windows `[first:last]`.
