@@ -16,8 +16,11 @@ def load_tokenizer(folder: Path) -> Any:
     """The folder's tokenizer.
 
     Raises:
-        InputRefused: `input-missing` where transformers cannot make one of the files.
+        InputRefused: `input-missing` where there is no folder, or transformers cannot make one of
+            its files.
     """
+    if not folder.is_dir():  # transformers would take the path for a name of the hub
+        raise InputRefused("input-missing", "no such folder", file=os.fspath(folder))
     from transformers import AutoTokenizer
 
     try:

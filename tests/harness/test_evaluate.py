@@ -112,3 +112,9 @@ def test_windows_longer_than_the_model_and_texts_too_short_are_refused(tmp_path)
     (tmp_path / "t.txt").write_text("tiny")
     with pytest.raises(InputRefused, match="data-invalid"):
         evaluate_folder(base, str(tmp_path / "t.txt"), Protocol(16))
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path, capsys):
+    assert run(["eval", str(tmp_path / "nothing"), "--data", "builtin"]) != 0
+    told = capsys.readouterr().err
+    assert "no such folder" in told and "Repo id" not in told
