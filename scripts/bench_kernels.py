@@ -44,7 +44,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("build/bench/kernels.json"))
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 128], help="M")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--calls", type=int, default=4)
+    parser.add_argument("--calls", type=int, default=8)
     parser.add_argument("--megabytes", type=int, default=160, help="working set of a case")
     parser.add_argument("--shapes", type=int, nargs="+", default=[0, 1], help="by number")
     parser.add_argument("--patterns", nargs="+", default=list(PATTERNS))

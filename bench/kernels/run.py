@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from bench.stats import median_interval, speedup_interval
 __all__ = ["block", "read_ceiling", "time_rounds"]
 
 Times = Mapping[str, list[float]]
+_PAUSE_SECONDS, _WAKING = 0.01, 2
 
 
 def time_rounds(cases: Sequence[Case], rounds: int, calls: int) -> dict[str, list[float]]:
@@ -22,7 +24,9 @@ def time_rounds(cases: Sequence[Case], rounds: int, calls: int) -> dict[str, lis
 
     Each round draws a new order and makes `calls` calls a case on its copies in turn, so that
     what disturbs the machine meets all cases alike and every call finds its weights in memory,
-    not in a cache.
+    not in a cache. Before them a case has a pause, in which the threads of the one before end
+    their spinning, and calls of its own that wake its threads: in a model one linear follows
+    another.
     """
     rng = np.random.default_rng(0)
     found: dict[str, list[float]] = {case.name: [] for case in cases}
@@ -30,6 +34,9 @@ def time_rounds(cases: Sequence[Case], rounds: int, calls: int) -> dict[str, lis
     for _ in range(rounds):
         for index in rng.permutation(len(cases)):
             case = cases[index]
+            time.sleep(_PAUSE_SECONDS)
+            case.seconds(at[case.name], _WAKING)
+            at[case.name] += _WAKING
             found[case.name].append(case.seconds(at[case.name], calls))
             at[case.name] += calls
     return found

@@ -87,6 +87,7 @@ def test_a_data_set_of_the_cache_is_read_without_asking_the_hub(
     info = json.loads((cached / "dataset_info.json").read_text())
     (cached / "dataset_info.json").write_text(json.dumps({**info, "dataset_name": "words"}))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)  # whatever was imported before
     monkeypatch.setattr("huggingface_hub.HfApi.hf_hub_download", _asks)
     assert documents("nobody/words", "text") == ["one", "two"]
     assert documents("nobody/words@default:train", "text") == ["one", "two"]

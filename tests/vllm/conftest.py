@@ -1,7 +1,7 @@
 """vLLM's managed environment for the tests marked `vllm`, and a way to run a program in it.
 
-One engine at a time: each takes gigabytes and all cores. The marked tests are one
-xdist group, and a lock keeps apart what pytest's distribution does not.
+Two engines at a time: each takes gigabytes, and most of a start is one thread's work. The marked
+tests of a folder are one xdist group, and locks keep apart what pytest's distribution does not.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ _holds: list[IO[str]] = []
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("vllm"):
-            item.add_marker(pytest.mark.xdist_group("vllm"))
+            item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
 
 
 @pytest.fixture(scope="session")
@@ -43,11 +44,9 @@ def vllm_python() -> Path:
 
 @contextmanager
 def _one_engine() -> Generator[None]:
-    """While no other test process of this user runs vLLM; may be nested."""
-    path = Path(tempfile.gettempdir()) / f"sparse-export-vllm-{os.getuid()}.lock"
+    """While at most one other test process of this user runs vLLM; may be nested."""
     if not _holds:
-        _holds.append(path.open("a"))
-        fcntl.flock(_holds[0], fcntl.LOCK_EX)
+        _holds.append(_free_place())
     else:
         _holds.append(_holds[0])
     try:
@@ -56,6 +55,20 @@ def _one_engine() -> Generator[None]:
         if len(_holds) == 1:
             _holds[0].close()
         _holds.pop()
+
+
+def _free_place() -> IO[str]:
+    while True:
+        for place in range(2):
+            name = f"sparse-export-vllm-{os.getuid()}-{place}.lock"
+            lock = (Path(tempfile.gettempdir()) / name).open("a")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.close()
+                continue
+            return lock
+        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ MIXED = by_role(gate_proj=nm(3, 8), o_proj=everything, k_proj=nm(2, 4), rest=uns
 HEADS = {"hidden_size": 128, "head_dim": 32}  # vLLM's attention on a CPU takes none of 16
 OLD = "vllm-24,layout=compressed-tensors"
 
-pytestmark = [pytest.mark.vllm, pytest.mark.xdist_group("vllm")]
+pytestmark = pytest.mark.vllm
 
 
 @pytest.mark.parametrize(
