@@ -56,7 +56,7 @@ def _runtime(name: str) -> str:
 )
 def test_a_decode_step_touches_only_its_own(kind: str, options: dict[str, Any], tmp_path: Path):
     made = built(BUILDS / "sanitised.so", Build(sanitize=True))
-    target, out = artefact(tmp_path, kind, **options)
+    _, out = artefact(tmp_path, kind, **options)
     preload = " ".join(map(_runtime, ("libasan.so", "libubsan.so")))
     text = ",".join(["packed", "execute=sparse", *(f"{k}={v}" for k, v in options.items())])
     env = {**os.environ, "LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0"}
