@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -38,12 +38,18 @@ def documents(source: str, field: str = FIELD) -> list[str]:
     return _from_hub(source, field)
 
 
+def json_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Number (from 1) and text of each line that is not blank.
+
+    Not `splitlines`: a JSON text may hold U+2028 and its kin.
+    """
+    lines = enumerate(text.split("\n"), start=1)
+    return ((number, line) for number, line in lines if line.strip())
+
+
 def _lines(text: str, field: str, file: str) -> list[str]:
     found: list[str] = []
-    # Not splitlines: a JSON text may hold U+2028 and its kin.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, line in json_lines(text):
         try:
             row: Any = json.loads(line)
         except json.JSONDecodeError as error:

@@ -40,7 +40,7 @@ def main() -> int:
     with ExitStack() as stack:
         servers: dict[str, Server] = {}
         for folder in folders:
-            log = given.out.parent / f"vllm-cpu-{folder.name}.log"
+            log = _log(given, folder.name)
             server = stack.enter_context(
                 served(runtime, folder, log, env=env, flags=given.flags.split(), tell=_silent)
             )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from exporter.contract import Session, Tokens
+from exporter.errors import UsageError
 from exporter.registry import load_target
 from exporter.store.manifest import MANIFEST, read_manifest
 from harness.evaluate.perplexity import F64, Scorer, nats_of
@@ -15,6 +16,18 @@ from harness.evaluate.perplexity import F64, Scorer, nats_of
 def is_artefact(folder: Path) -> bool:
     """Whether `sparse-export` published this folder."""
     return (folder / MANIFEST).is_file()
+
+
+def require_bare(folder: Path, adapters: Sequence[Path], masks: Path | None) -> None:
+    """Refuse adapters or masks beside an artefact, which has its own inside.
+
+    Raises:
+        UsageError: `usage`.
+    """
+    if (adapters or masks) and is_artefact(folder):
+        raise UsageError(
+            "usage", "adapters or masks for an exported artefact", expected="a Hugging Face folder"
+        )
 
 
 @contextmanager

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from exporter.contract import Progress
-from exporter.errors import UsageError
 from harness.documents import FIELD, digest, documents, joined_ids
-from harness.evaluate.artefact import is_artefact, opened
+from harness.evaluate.artefact import is_artefact, opened, require_bare
 from harness.evaluate.artefact import scorer as artefact_scorer
 from harness.evaluate.perplexity import Score, Scorer, perplexity
 from harness.evaluate.protocol import Protocol
@@ -82,10 +81,7 @@ def evaluate_folder(
         EngineUnfit: what opening an artefact can raise.
         VerificationFailed: `values-not-finite`.
     """
-    if (adapters or masks) and is_artefact(folder):
-        raise UsageError(
-            "usage", "adapters or masks for an exported artefact", expected="a Hugging Face folder"
-        )
+    require_bare(folder, adapters, masks)
     texts = documents(data, field)
     ids = joined_ids(load_tokenizer(tokenizer or folder), texts)
     with _scorer(folder, adapters, masks, progress) as (score, longest, engine):

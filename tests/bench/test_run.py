@@ -90,15 +90,15 @@ def test_wrong_outputs_stop_before_any_timing(measured: Measure, opener: Opener)
 
 def test_an_engine_that_dies_closes_the_other(pair: tuple[Path, Path], opener: Opener) -> None:
     def open_one(artefact: object, threads: int | None) -> ToySession:
-        if artefact.label == "sparse":  # type: ignore[attr-defined]
+        if opened:
             raise EngineUnfit("engine-crashed", "gone")
-        opened.append("dense")
-        return opener.sessions["dense"]
+        opened.append(opener.sessions[artefact.label])  # type: ignore[attr-defined]
+        return opened[0]
 
-    opened: list[str] = []
+    opened: list[ToySession] = []
     with pytest.raises(EngineUnfit):
         ab(*pair, AbOptions(), opener=open_one)  # type: ignore[arg-type]
-    assert opener.sessions["dense"].closed == len(opened)
+    assert [session.closed for session in opened] == [1]
 
 
 def test_a_session_with_broken_times_is_refused(measured: Measure, opener: Opener) -> None:

@@ -53,6 +53,7 @@ def run_kills(folder: Path, kills: int, seed: int) -> list[str]:
     new_model = save_tiny("llama2", folder / "new-model", sparsity=0.5, seed=2)
     pristine, out = folder / "pristine", folder / "place" / "out"
     assert run(arguments(old_model, pristine)) == 0
+    assert run(["verify", str(pristine)]) == 0
     command = [*CLI, *arguments(new_model, out)]
     start = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)

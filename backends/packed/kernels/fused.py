@@ -8,7 +8,7 @@ import torch
 
 from backends.packed.kernels.arrays import rows
 from backends.packed.kernels.library import Job
-from backends.packed.kernels.linear import CpuLinear
+from backends.packed.kernels.linear import CpuLinear, run_jobs
 
 __all__ = ["FusedLinear"]
 
@@ -63,12 +63,4 @@ class FusedLinear:
             jobs[i] = Job(linear.handle, at, self.rows, term)
             at += linear.spec.shape[0] * each
             term = None if term is None else term + linear.spec.shape[0] * 4
-        first = self.linears[0]
-        half = y.dtype == torch.bfloat16
-        status = first.library.run(
-            jobs, len(jobs), taken.pointer, taken.bf16, taken.m, taken.ld, half, first.flags
-        )
-        if status == 2:
-            raise MemoryError("no memory for activations")
-        if status:
-            raise ValueError(f"the kernels gave status {status}")
+        run_jobs(self.linears, jobs, taken, y.dtype == torch.bfloat16)

@@ -17,7 +17,7 @@ from backends.packed.spec import KINDS, PackedLinear, Parts
 from backends.packed.values import ValueType
 from exporter.errors import EngineUnfit, InputRefused
 
-__all__ = ["CpuLinear", "Precision", "run_many"]
+__all__ = ["CpuLinear", "Precision", "run_jobs", "run_many"]
 
 Array = NDArray[Any]
 Precision = Literal["int8", "int16", "fp32"]
@@ -126,10 +126,7 @@ class CpuLinear:
             half,
             self._flags,
         )
-        if status == _NO_MEMORY:
-            raise MemoryError("no memory for activations")
-        if status:
-            raise ValueError(f"the kernels gave status {status}")
+        _require_done(status)
 
     def job(self, y: int, ldy: int) -> Job:
         """This linear as one product of a call, into memory at `y`."""
@@ -176,18 +173,37 @@ def run_many(linears: Sequence[CpuLinear], x: Activations) -> list[Any]:
             for linear, (_, pointer, _) in zip(linears, made, strict=True)
         ]
     )
-    alike = all(each.flags == first.flags and each.library is first.library for each in linears)
-    status = _INVALID
-    if alike:
-        status = first.library.run(
-            jobs, len(jobs), given.pointer, given.bf16, given.m, given.ld, made[0][2], first.flags
-        )
+    run_jobs(linears, jobs, given, made[0][2])
+    return [y for y, _, _ in made]
+
+
+def run_jobs(linears: Sequence[CpuLinear], jobs: Any, x: Rows, half: bool) -> None:
+    """One call of the library for the products of `linears` with x, into where `jobs` say.
+
+    Args:
+        linears: those of the jobs, in their order.
+        jobs: array of `Job`; one for each linear.
+        x: what all of them take.
+        half: whether results are bfloat16, otherwise float32.
+
+    Raises:
+        MemoryError: no memory for prepared activations.
+        ValueError: linears that cannot share x.
+    """
+    first, status = linears[0], _INVALID
+    if all(each.flags == first.flags and each.library is first.library for each in linears):
+        status = first.library.run(jobs, len(jobs), x.pointer, x.bf16, x.m, x.ld, half, first.flags)
+    if status == _INVALID:
+        shapes = ", ".join(str(list(linear.spec.shape)) for linear in linears)
+        raise ValueError(f"linears of one width, instruction set and precision, not {shapes}")
+    _require_done(status)
+
+
+def _require_done(status: int) -> None:
     if status == _NO_MEMORY:
         raise MemoryError("no memory for activations")
     if status:
-        shapes = ", ".join(str(list(linear.spec.shape)) for linear in linears)
-        raise ValueError(f"linears of one width, instruction set and precision, not {shapes}")
-    return [y for y, _, _ in made]
+        raise ValueError(f"the kernels gave status {status}")
 
 
 def _desc(spec: PackedLinear, parts: Parts) -> tuple[Desc, list[Array]]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from typing import Literal, cast
 
+from backends.packed.engine.choose import Execute
 from exporter.errors import UsageError
 
 MEMORY = "SPARSE_EXPORT_MEMORY"
 EXECUTE = "SPARSE_EXPORT_EXECUTE"
 THREADS = "SPARSE_EXPORT_THREADS"
 Memory = Literal["fast", "low"]
-Execute = Literal["auto", "sparse", "dense"]
 Threads = Literal["openmp", "own"]
 
 

@@ -11,6 +11,7 @@ from exporter.errors import InputRefused
 from exporter.store.digest import digest_file
 from exporter.store.jsonio import StrictJsonError, parse_json
 from exporter.store.plainfile import stamp_file
+from harness.documents import json_lines
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 MAX_BYTES = 512_000_000
@@ -111,12 +112,7 @@ def _told(row: Any) -> str:
 
 
 def _lines(text: str, name: str) -> list[Any]:
-    found: list[Any] = []
-    # Not splitlines: JSON texts may hold U+2028 and its kin.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            found.append(_value(line, name, f"line {number}: "))
-    return found
+    return [_value(line, name, f"line {number}: ") for number, line in json_lines(text)]
 
 
 def _list(text: str, name: str) -> list[Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from exporter.contract import Progress
 from exporter.errors import UsageError
-from harness.evaluate.artefact import is_artefact, opened
+from harness.evaluate.artefact import is_artefact, opened, require_bare
 from harness.evaluate.tasks.limits import MAX_NEW, Watch
 from harness.evaluate.tasks.result import Scores, rows_of
 from harness.hf import load_tokenizer
@@ -109,14 +109,10 @@ def _model(
     batch: int,
     progress: Progress | None,
 ) -> Generator[tuple[Any, Watch, dict[str, str]]]:
+    require_bare(folder, adapters, masks)
     if is_artefact(folder):
         from harness.evaluate.tasks.session_lm import SessionLM
 
-        if adapters or masks:
-            raise UsageError(
-                "usage", "adapters or masks for an exported artefact",
-                expected="a Hugging Face folder",
-            )  # fmt: skip
         with opened(folder) as session:
             watch, facts = Watch(session.max_tokens, progress), session.facts()
             yield SessionLM(session, words, watch), watch, _engine(facts.engine, facts.version)
