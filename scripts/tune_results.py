@@ -9,10 +9,14 @@ stopped. `--parts` picks some of the tables, so that two can be made side by sid
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from harness.cli import run
+from harness.compare.page import page
+from harness.compare.table import lines, markdown
 from harness.models.smollm2 import fetch_smollm2, models_home
 
 TURNS = "iterations=3"  # of few steps, so that masks are drawn anew every few of them
@@ -56,7 +60,24 @@ def main() -> int:
         words += ["--eval-tokens", given.eval_tokens, "-o", str(given.output / part)]
         if code := run(words):
             return code
+    join(given.output)
     return 0
+
+
+def join(output: Path) -> None:
+    """One table and one page of all parts that are there."""
+    parts = [output / part / "results.json" for part in PARTS]
+    results = [cell for file in parts if file.is_file() for cell in read(file)["cells"]]
+    found = lines(results, ROWS[0])
+    dense = read(output / "dense.json")["perplexity"]
+    title = f"SmolLM2-135M, dense {dense:.2f}; {results[0]['budget']['steps']} steps"
+    (output / "table.md").write_text(markdown(found), encoding="utf-8")
+    (output / "report.html").write_text(page(found, results, title), encoding="utf-8")
+
+
+def read(file: Path) -> dict[str, Any]:
+    """JSON that `sparse-tune` wrote."""
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def parse() -> argparse.Namespace:
