@@ -31,7 +31,8 @@ from harness.methods.options import Training
 from harness.methods.registry import METHODS, TrainMethod
 from harness.methods.settings import parse_settings
 
-NAMES = ("lora", "s2ft", "losa", "full")
+CHEAP = "losa:gradient=cheap"
+NAMES = ("lora", "s2ft", "losa", CHEAP, "full")
 LAYERS, HIDDEN, INNER, TOKENS, RANK = 2, 2048, 5504, 256, 16
 TRAINING = Training(steps=10_000, batch=1, length=TOKENS, lr=1e-4, save_every=0)
 
@@ -59,7 +60,9 @@ def attach(folder: Path, name: str) -> Adaptation:
     """One method on the model in `folder`; LoRA, LoSA and S2FT of equal parameters."""
     checked = check_model(Checkpoint.open(folder))
     share = s2ft_share(checked.spec, RANK)
+    name, *given = name.split(":")
     texts = {"s2ft": (f"o={share}", f"down={share}"), "full": ()}.get(name, (f"rank={RANK}",))
+    texts = (*texts, *given)
     entry = METHODS[TrainMethod(name)]
     kind, make = entry.load()
     settings = parse_settings(kind, texts, name)
@@ -132,6 +135,7 @@ def report(found: dict[str, Any]) -> dict[str, Any]:
         "s2ft_over_lora_time": ratio("s2ft", "lora"),
         "s2ft_over_full_time": ratio("s2ft", "full"),
         "losa_over_lora_time": ratio("losa", "lora"),
+        "losa_cheap_over_lora_time": ratio(CHEAP, "lora"),
         "s2ft_over_full_memory": peaks["s2ft"] / peaks["full"],
         "s2ft_over_lora_memory": peaks["s2ft"] / peaks["lora"],
     }

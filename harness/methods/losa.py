@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,7 +23,9 @@ from exporter.store.dtypes import F32
 from harness.methods.base import Adaptation, Base, as_numpy
 from harness.methods.iterative import Start
 from harness.methods.iterative_settings import IterativeSettings
+from harness.methods.lors import LorsLinear
 from harness.methods.losa_layer import Shrink, grow, shrink
+from harness.methods.masked import MaskedLoraLinear
 from harness.methods.masking import Pruning
 from harness.methods.ranks import allocate, allocate_literal
 from harness.methods.sparse_lora import MaskedLowRank
@@ -34,7 +37,8 @@ class LosaSettings(IterativeSettings):
 
     The scale is `alpha / rank` whatever the rank of a module, so growing changes no output.
     `shrink`: what becomes of ranks that a block loses. `literal_ranks`: the public code's
-    allocation, cut at `rank`, as there.
+    allocation, cut at `rank`, as there. `gradient` of the factors: the exact one forms `dy^T x`, a
+    third large product beside the two of a LoRA step; the cheap one leaves the mask out, as LoRS.
     """
 
     rank: int = 8
@@ -44,6 +48,7 @@ class LosaSettings(IterativeSettings):
     most: int = 16
     shrink: Shrink = "truncate"
     literal_ranks: bool = False
+    gradient: Literal["exact", "cheap"] = "exact"
 
 
 class Losa(MaskedLowRank):
@@ -53,7 +58,8 @@ class Losa(MaskedLowRank):
         self, base: Base, settings: LosaSettings, ranks: Mapping[str, int],
         start: Mapping[str, F32] | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(base, ranks, settings.alpha / settings.rank)
+        layer = LorsLinear if settings.gradient == "cheap" else MaskedLoraLinear
+        super().__init__(base, ranks, settings.alpha / settings.rank, layer)
         self._base, self._settings = base, settings
         with torch.no_grad():
             for name, layer in self.layers.items():

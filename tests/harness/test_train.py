@@ -17,7 +17,9 @@ from exporter.merge.fuse import fuse
 from exporter.store.checkpoint import Checkpoint
 from harness.hf import load_float32, load_tokenizer
 from harness.methods.base import Base
+from harness.methods.lors import LorsLinear
 from harness.methods.losa import Losa, LosaSettings
+from harness.methods.masked import MaskedLoraLinear
 from harness.methods.options import Training
 from harness.methods.recipe import Recipe
 from harness.methods.registry import TrainMethod
@@ -121,6 +123,26 @@ def test_the_trained_function_is_the_fused_one(tmp_path, base):
         torch.testing.assert_close(
             model(input_ids=ids).logits, plain(input_ids=ids).logits, rtol=1e-4, atol=1e-5
         )
+
+
+def test_the_cheap_gradient_of_losa_is_that_of_lors(base):
+    """One function, and gradients that differ only by what the mask takes."""
+    checked = check_model(Checkpoint.open(base))
+    ids = torch.from_numpy(windows(load_tokenizer(base), "builtin", 24)[:2])
+    ranks = {linear.module: 4 for linear in checked.spec.linears()}
+    losses, grads = [], []
+    for gradient in ("exact", "cheap"):
+        settings = LosaSettings(rank=4, gradient=gradient)
+        method = Losa(Base(load_float32(base), checked, SHORT), settings, ranks)
+        assert {type(layer) for layer in method.layers.values()} == {
+            LorsLinear if gradient == "cheap" else MaskedLoraLinear
+        }
+        loss = method.model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        losses.append(loss.item())
+        grads.append({n: p.grad.clone() for n, p in method.trained.items() if n.endswith(".b")})
+    assert losses[0] == losses[1]
+    assert not any(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
 
 
 @pytest.mark.parametrize("method", ["losa", "lora"])
