@@ -14,6 +14,7 @@ from bench.parts import Frozen
 from bench.whatif.reads import DENSE, PATTERNS, Shape, kept_values
 from exporter.contract import Progress
 
+_CALLS = 8  # of a kernel in a round: the first ones after a pause are slower than those in a model
 _COMPUTE_ROWS = 16  # of x: enough products a weight that multiplying is what takes the time
 _SMALL = 256 << 10  # bytes of a weight that stays in the caches next to a core
 _LARGEST = (4096, 8192)  # of the weight that stands for all: bounds memory and time
@@ -70,7 +71,7 @@ def measure_ceilings(
         operations[kind.value] = _operations(kind, rounds)
         total = 2 * l3
         cases = [kernel_case(p, shape, kind.value, p, batch, total) for p in PATTERNS]
-        found = time_rounds([*cases, (read := read_ceiling(64))], rounds + 1, 2)
+        found = time_rounds([*cases, (read := read_ceiling(64))], rounds + 1, _CALLS)
         reads.append(read.bytes / min(found["read"]))
         for case in cases:
             speed = case.bytes / median(found[case.name][1:])  # the first round warms
