@@ -124,7 +124,7 @@ class Facts:
     version: str
     threads: int
     ops_share: float | None  # share of ops that the engine ran itself; None where unknown
-    weight_bytes: int
+    weight_bytes: int  # read by a decode step of one sequence; else, of the file of weights
     peak_rss_bytes: int
     load_seconds: float
     extra: Mapping[str, Any] = field(default_factory=dict)  # isa, cache kind, chunk

@@ -115,14 +115,14 @@ def _roofline(axes: Any, result: Result) -> None:
     span = np.array([min(found) / 2, max(found) * 2])
     machine = result.fingerprint if isinstance(result, RunResult) else result.new_fingerprint
     ceiling = machine.read_bytes_per_second
-    lines = [(max(speeds), ":", ""), (max(speeds) / 2, ":", "")]
-    lines += [(ceiling, "-", ", plain reading")] if ceiling else []
-    for speed, style, words in lines:
+    lines = [(max(speeds), ":", "", "right"), (max(speeds) / 2, ":", "", "right")]
+    lines += [(ceiling, "-", " plain reading", "left")] if ceiling else []
+    for speed, style, words, side in lines:
         axes.plot(span, speed / span, linestyle=style, color=DENSE_COLOUR, linewidth=1)
+        end = span[0] if side == "left" else span[1]  # a speed near the ceiling: names apart
         axes.annotate(
-            f"{speed / 1e9:.3g} GB/s{words}", (span[1], speed / span[1]), fontsize=7,
-            ha="right", va="bottom",
-        )  # fmt: skip
+            f"{speed / 1e9:.3g} GB/s{words}", (end, speed / end), fontsize=7, ha=side, va="bottom"
+        )
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("bytes of weights read a token", fontsize=8)

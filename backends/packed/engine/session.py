@@ -142,14 +142,12 @@ class PackedSession:
 
     def facts(self) -> Facts:
         """What runs here."""
-        plan = self._open
-        table = 0 if plan.spec.tied else plan.embedding.nbytes
         return Facts(
             engine="sparse-export packed",
             version=version("sparse-export"),
             threads=self._threads,
             ops_share=1.0,  # all of it runs in the library
-            weight_bytes=sum(each.nbytes for each in self._linears) + table,
+            weight_bytes=self._open.step_bytes(),
             peak_rss_bytes=peak_rss_bytes(),
             load_seconds=self._load_seconds,
             extra={

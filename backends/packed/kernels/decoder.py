@@ -64,6 +64,11 @@ class Plan:
             found += [each for forms in layer.linears.values() for each in forms]
         return list({each.handle: each for each in found}.values())
 
+    def step_bytes(self) -> int:
+        """Bytes of weights that a step of one row reads; of the embedding that is one row."""
+        forms = [self.head, *(each for layer in self.layers for each in layer.linears.values())]
+        return sum(one.nbytes for one, *_ in forms)
+
 
 @dataclass(frozen=True)
 class Rows:
