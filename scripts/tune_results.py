@@ -9,11 +9,10 @@ stopped. `--parts` picks some of the tables, so that two can be made side by sid
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
+from exporter.store.jsonio import read_json
 from harness.cli import run
 from harness.compare.page import page
 from harness.compare.table import lines, markdown
@@ -67,17 +66,12 @@ def main() -> int:
 def join(output: Path) -> None:
     """One table and one page of all parts that are there."""
     parts = [output / part / "results.json" for part in PARTS]
-    results = [cell for file in parts if file.is_file() for cell in read(file)["cells"]]
+    results = [cell for file in parts if file.is_file() for cell in read_json(file)["cells"]]
     found = lines(results, ROWS[0])
-    dense = read(output / "dense.json")["perplexity"]
+    dense = read_json(output / "dense.json")["perplexity"]
     title = f"SmolLM2-135M, dense {dense:.2f}; {results[0]['budget']['steps']} steps"
     (output / "table.md").write_text(markdown(found), encoding="utf-8")
     (output / "report.html").write_text(page(found, results, title), encoding="utf-8")
-
-
-def read(file: Path) -> dict[str, Any]:
-    """JSON that `sparse-tune` wrote."""
-    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def parse() -> argparse.Namespace:

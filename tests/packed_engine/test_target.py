@@ -128,7 +128,7 @@ def test_facts_and_end(folder: Path):
     facts = session.facts()
     assert (facts.threads, facts.ops_share, facts.extra["activations"]) == (1, 1.0, "fp32")
     stored = (folder / "model.safetensors").stat().st_size
-    assert 0.3 * stored < facts.weight_bytes < 3 * stored
+    assert 0.5 * stored < facts.weight_bytes < 3 * stored
     session.close()
     session.close()
     assert library().threads == before
