@@ -74,11 +74,11 @@ def notes_on(
 ) -> list[str]:
     """What could mislead a reader of the figures."""
     notes: list[str] = []
-    block = "round" if processes == 1 else "process"
+    block, blocks = ("round", "rounds") if processes == 1 else ("process", "processes")
     if not speedup.decode.supported:
         notes.append(
-            f"{speedup.decode.n} {block}s: under {MIN_ROUNDS} no 95 % interval exists; "
-            f"the ranges shown are those of the {block}s."
+            f"{speedup.decode.n} {blocks}: under {MIN_ROUNDS} no 95 % interval exists; "
+            f"the ranges shown are those of the {blocks}."
         )
     elif processes == 1:
         notes.append(
@@ -89,7 +89,8 @@ def notes_on(
         interval: Interval = getattr(speedup, name)
         if interval.outliers:
             rounds = ", ".join(str(i + 1) for i in interval.outliers)
-            notes.append(f"{name}: outlying {block}(s) {rounds}; kept in all figures.")
+            what = block if len(interval.outliers) == 1 else blocks
+            notes.append(f"{name}: outlying {what} {rounds}; kept in all figures.")
     for what in ("threads", "engine_version", "options"):
         a, b = getattr(dense, what), getattr(sparse, what)
         if a != b:

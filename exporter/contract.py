@@ -227,6 +227,10 @@ class ReferenceSession(Session, Protocol):
         """Float32 `[T, hidden]` by the keys of `Target.probe`."""
         ...
 
+    def spread(self, tokens: Sequence[int]) -> NDArray[np.float64]:
+        """How far rounding alone moves each row of logits, of its largest logit; `[T]`."""
+        ...
+
 
 class KeepGram(Protocol):
     """Takes what calibration measured."""

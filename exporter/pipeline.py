@@ -133,11 +133,14 @@ def export(request: ExportRequest, listener: Listener | None = None) -> Outcome:
         if not request.lower_only:
             report, choices = _verify_and_publish(prepared, staged, watch, listener)
     prepared.model.checked.checkpoint.close()
-    told = (*prepared.diagnostics, *_warnings(prepared.adapters))
+    lost = report.accounting.warning() if report else None
+    told = (*prepared.diagnostics, *_warnings(prepared.adapters, lost))
     return Outcome(report, _measured(prepared, watch, baseline, choices), prepared.plan, told)
 
 
-def _warnings(adapters: Iterable[tuple[Adapter, float]]) -> Iterator[Diagnostic]:
+def _warnings(adapters: Iterable[tuple[Adapter, float]], lost: str | None) -> Iterator[Diagnostic]:
+    if lost is not None:
+        yield Diagnostic("warning", lost)
     for adapter, _ in adapters:
         texts = [*adapter.facts.get("warnings", ()), adapter.facts.get("base_warning")]
         yield from (Diagnostic("warning", f"adapter {adapter.name}: {t}") for t in texts if t)

@@ -53,16 +53,18 @@ def build_report(
     types = {t.name: parse_dtype(t.dtype) for t in target.read_back(folder)}
     figures = measure(model, {n: t for n, t in types.items() if t}, progress)
     merge = {**model.record, "figures": figures}
+    accounting = AccountingPart(**dataclasses.asdict(account(model, adapters, figures)))
+    told = [*diagnostics, *(Diagnostic("warning", w) for w in [accounting.warning()] if w)]
     return ExportReport(
         tool=f"sparse-export {__version__}",
         target=_target_part(target),
         model=_model_part(model),
         adapters=tuple(_adapter_part(a, w) for a, w in adapters),
         merge=merge,
-        accounting=AccountingPart(**dataclasses.asdict(account(model, adapters, figures))),
+        accounting=accounting,
         costs=fused.costs,
         quantised=fused.quantised,
-        diagnostics=tuple(DiagnosticPart(**dataclasses.asdict(d)) for d in diagnostics),
+        diagnostics=tuple(DiagnosticPart(**dataclasses.asdict(d)) for d in told),
         artefact=ArtefactPart(
             files=files,
             tensor_bytes=structure.tensor_bytes if structure else 0,

@@ -8,9 +8,11 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import DynamicCache
 
 from backends.reference.build import build_model
+from backends.reference.noise import spread
 from exporter.contract import Facts, Generation
 from exporter.errors import UsageError, VerificationFailed
 from exporter.memory import peak_rss_bytes
@@ -96,6 +98,12 @@ class TorchReference:
             for hook in hooks:
                 hook.remove()
         return {key: states[key] for key in modules}
+
+    def spread(self, tokens: Sequence[int]) -> NDArray[np.float64]:
+        """How far float32 rounding alone moves the logits after each token: see `noise.spread`."""
+        net = self._open_net()
+        layers = {m for key, m in _shown(net.base_model).items() if key.startswith("layer.")}
+        return spread(net, self._ids(tokens, 0), layers)
 
     def facts(self) -> Facts:
         """Engine "torch", its version and threads, and the bytes of its float32 weights."""

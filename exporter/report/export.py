@@ -12,6 +12,7 @@ from exporter.report.inspect import NoteEntry
 from exporter.report.quantised import QuantisedPart
 
 SCHEMA = 1
+MOST_VANISHED = 0.25  # of an adapter's changes, before it is worth a warning
 
 
 class _Frozen(BaseModel):
@@ -78,6 +79,22 @@ class AccountingPart(_Frozen):
     elements_vanished: int | None
     overlaps: Mapping[str, OverlapPart]
 
+    @property
+    def share_vanished(self) -> float:
+        """Of the elements that the adapters change; 0 where it is not known."""
+        return (self.elements_vanished or 0) / max(1, self.elements_changed)
+
+    def warning(self) -> str | None:
+        """That much of the training is not in the artefact, and what to do; None if it is."""
+        if self.share_vanished <= MOST_VANISHED:
+            return None
+        return (
+            f"{self.share_vanished:.0%} of the adapters' changes are smaller than the stored type "
+            "can hold beside the weight, and vanished: the artefact is nearer to the base than "
+            "what was trained. More bits keep them: values=fp16 or fp32 where the target has "
+            "`values`, else --dtype float32"
+        )
+
     def lines(self) -> tuple[str, ...]:
         """What a person reads."""
         if not self.tensors_found:
@@ -87,10 +104,9 @@ class AccountingPart(_Frozen):
         if self.replaced or self.added_to:
             lines.append(f"{self.replaced} tensors replaced, {self.added_to} added to")
         if self.elements_vanished is not None:
-            share = self.elements_vanished / max(1, self.elements_changed)
             lines.append(
                 f"{self.elements_vanished:,} of {self.elements_changed:,} changes vanished in "
-                f"rounding ({share:.2%})"
+                f"rounding ({self.share_vanished:.2%})"
             )
         if self.overlaps:
             shared = sum(o.shared for o in self.overlaps.values())

@@ -93,9 +93,11 @@ def _phases(verification: Mapping[str, Any]) -> str:
     )
     equal = sum(p["equal"] == p["compared"] for p in numbers.get("prompts", ()))
     ties = len(numbers.get("near_ties", ()))
+    magnified = len(numbers.get("magnified", ()))
     tail = (
         f"<p>{equal} of {len(numbers.get('prompts', ()))} free greedy runs equal the reference, "
-        f"{ties} near ties. Allowed max_rel: {escape(str(numbers.get('allowed_rel')))}.</p>"
+        f"{ties} near ties. Allowed max_rel: {escape(str(numbers.get('allowed_rel')))}; beyond it "
+        f"by the model's own rounding: {magnified} positions.</p>"
     )
     return f"<table><tr>{head}</tr>{rows}</table>{tail}"
 

@@ -47,6 +47,17 @@ class NearTie(_Frozen):
     allowed: Figure  # twice the allowed absolute error there
 
 
+class Magnified(_Frozen):
+    """A position beyond the tolerance where the model itself magnifies float32's rounding."""
+
+    prompt: int
+    position: int
+    phase: Phase
+    error: Figure  # max|engine - reference| / max|reference|
+    spread: Figure  # of the reference, when its roundings are disturbed
+    allowed: Figure
+
+
 class PhaseNumbers(_Frozen):
     """Errors over all positions of one phase, engine against reference, teacher-forced."""
 
@@ -81,9 +92,12 @@ class NumbersResult(_Frozen):
     decode: PhaseNumbers
     prompts: tuple[PromptResult, ...]
     near_ties: tuple[NearTie, ...] = ()
+    magnified: tuple[Magnified, ...] = ()
     failures: tuple[str, ...] = ()
     # How each kind of linear runs on this machine: for people, in no report, which has no host.
     choices: dict[str, str] = Field(default_factory=dict, exclude=True)
+    # Prompts of the positions that only their spread can excuse; empty where that cannot be.
+    doubtful: tuple[int, ...] = Field(default=(), exclude=True)
 
 
 class PackedResult(_Frozen):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -24,6 +25,7 @@ from exporter.verify.result import (
 )
 from exporter.verify.selftest import SelfTest, record
 from exporter.verify.selftest_file import NAME, read_selftest, write_selftest
+from exporter.verify.spread import measured
 from exporter.verify.structure import check_structure
 from exporter.verify.summary import make_report
 from exporter.verify.truth import Spill, Stored, Truth
@@ -61,13 +63,12 @@ def verify_staged(
         raise VerificationMissed(make_report(target, runner, structure))
     stored = _as_written(target, model)
     limit = model.spec.max_positions
-    with _recorded(stored, folder, limit, reference_opener, progress) as (test, truth):
-        numbers = _run_engine(runner, folder, test, truth, progress)
+    judge = partial(_numbers, runner, stored, folder, reference_opener, progress)
+    test, numbers = judge(limit)
     if numbers is None:  # the engine's sequences are shorter than the model's
         with opened(runner.target, folder) as session:
             limit = session.max_tokens
-        with _recorded(stored, folder, limit, reference_opener, progress) as (test, truth):
-            numbers = _run_engine(runner, folder, test, truth, progress)
+        test, numbers = judge(limit)
     if numbers is None:
         raise VerificationFailed("verify-numbers", f"{limit} tokens are too few for a prompt")
     found = None
@@ -112,6 +113,32 @@ def _as_written(target: Target, model: FusedModel) -> FusedModel:
     return cast(Rounds, target).as_written(model) if callable(rounded) else model
 
 
+def _numbers(
+    runner: Runner,
+    model: FusedModel,
+    folder: Path,
+    reference_opener: ReferenceOpener,
+    progress: Progress | None,
+    limit: int,
+) -> tuple[SelfTest, NumbersResult | None]:
+    """The engine against a live reference; None where its sequences are shorter than `limit`.
+
+    Where a few positions leave the tolerance, the reference says how far rounding alone moves
+    them, the self-test keeps that, and the engine runs again to be judged by it.
+    """
+    with _recorded(model, folder, limit, reference_opener, progress) as (test, truth):
+        numbers = _run_engine(runner, folder, test, truth, progress)
+        if numbers is not None and numbers.failures and numbers.doubtful:
+            reference = reference_opener(model)
+            try:
+                test = measured(test, reference, numbers.doubtful, progress)
+            finally:
+                reference.close()
+            test = _keep(test, folder)
+            numbers = _run_engine(runner, folder, test, truth, progress)
+    return test, numbers
+
+
 @contextmanager
 def _recorded(
     model: FusedModel,
@@ -129,13 +156,18 @@ def _recorded(
             test = record(reference, prompts, spill, progress)
         finally:
             reference.close()
-        path = folder / META / NAME
-        path.parent.mkdir(exist_ok=True)
-        path.unlink(missing_ok=True)
-        write_selftest(path, test)
-        yield read_selftest(path), spill
+        yield _keep(test, folder), spill
     finally:
         spill.close()
+
+
+def _keep(test: SelfTest, folder: Path) -> SelfTest:
+    """Write the self-test in place of an earlier one; as it is read back."""
+    path = folder / META / NAME
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    write_selftest(path, test)
+    return read_selftest(path)
 
 
 def _tokenizer(model: FusedModel, folder: Path) -> Path | None:

@@ -41,6 +41,7 @@ class SelfTest:
     last_prefill: F32  # [V], whole row of the last prompt's last token
     last_decode: F32  # [V], whole row of its last decode step
     cache_gap: float  # cached decode against one prefill, largest relative error
+    spread: F32 | None = None  # [N], see `exporter.verify.spread`; None: nobody had to ask
 
     def start(self, prompt: int) -> int:
         """First row of a prompt."""

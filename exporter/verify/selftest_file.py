@@ -31,6 +31,7 @@ _DTYPES = {
     "last_prefill": DType.F32,
     "last_decode": DType.F32,
 }
+_SPREAD = "spread"  # only where some position needed it
 _MOST_TOKENS = 1 << 20
 
 
@@ -48,6 +49,7 @@ def write_selftest(path: Path, test: SelfTest) -> None:
             "prompt_tokens": np.array(flat, dtype=np.int32),
             "prompt_lengths": np.array(lengths, dtype=np.int32),
             **{k: getattr(test, k) for k in list(_DTYPES)[2:]},
+            **({} if test.spread is None else {_SPREAD: test.spread}),
         },
         metadata={
             "schema": SCHEMA,
@@ -66,7 +68,7 @@ def read_selftest(path: Path) -> SelfTest:
     try:
         header = read_header(path)
         _check_header(header)
-        parts = {name: _load(path, header.entries[name]) for name in _DTYPES}
+        parts = {name: _load(path, entry) for name, entry in header.entries.items()}
     except InputRefused as error:
         raise VerificationFailed(
             error.code, error.found, expected=error.expected, file=NAME, tensor=error.tensor
@@ -84,10 +86,11 @@ def read_selftest(path: Path) -> SelfTest:
 
 
 def _check_header(header: Header) -> None:
-    if set(header.entries) != set(_DTYPES):
-        odd = sorted(set(header.entries) ^ set(_DTYPES))
+    odd = sorted((set(header.entries) - {_SPREAD}) ^ set(_DTYPES))
+    if odd:
         _refuse("a tensor is missing or unknown", odd[0])
-    for name, dtype in _DTYPES.items():
+    for name in header.entries:
+        dtype = _DTYPES.get(name, DType.F32)
         if header.entries[name].dtype is not dtype:
             _refuse(f"type {header.entries[name].dtype.value}", name, dtype.value)
     shape = {name: entry.shape for name, entry in header.entries.items()}
@@ -104,9 +107,10 @@ def _check_header(header: Header) -> None:
         "logsumexp": (rows,),
         "peak": (rows,),
         "last_decode": (vocab,),
+        _SPREAD: (rows,),
     }
     for name, expected in want.items():
-        if shape[name] != expected:
+        if shape.get(name, expected) != expected:
             _refuse(f"shape {list(shape[name])}", name, str(list(expected)))
     if count < 1 or new < 2 or not 1 <= top <= vocab:
         _refuse("an empty table", "greedy")
@@ -146,6 +150,8 @@ def _check_values(test: SelfTest) -> None:
     for name in ("top_logits", "logsumexp", "peak", "last_prefill", "last_decode"):
         if not np.isfinite(getattr(test, name)).all():
             _refuse("NaN or infinity", name)
+    if test.spread is not None and not ((test.spread >= 0) & np.isfinite(test.spread)).all():
+        _refuse("a spread that is no distance", _SPREAD, "0 or more, finite")
     if (np.diff(test.top_logits, axis=1) > 0).any():
         _refuse("logits that are not in order", "top_logits", "best first")
     ends = [start - 1 for start in test.starts()[1:]]

@@ -91,6 +91,13 @@ def _summary(
         parts.append(
             f"{len(numbers.near_ties)} near ties, {asked - compared} tokens after them not compared"
         )
+    if numbers.magnified:
+        worst = max(m.allowed for m in numbers.magnified)
+        parts.append(
+            f"positions where the model itself magnifies float32's rounding: "
+            f"{len(numbers.magnified)} "
+            f"(up to {worst:.2g} allowed there)"
+        )
     if structure.packed:
         parts.append(f"linears take {structure.packed.ratio:.4g} of their dense bytes")
     if runner.fallback:

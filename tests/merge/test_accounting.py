@@ -87,3 +87,26 @@ def test_s2ft_adapters_that_meet_are_told(tmp_path: Path):
     assert books.overlaps[DOWN1].shared == 1
     assert books.overlaps[DOWN1].elements == spec.hidden
     assert "1 rows or columns" in books.lines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "vanished", "words"),
+    [(100, 84, "84%"), (100, 25, None), (100, None, None), (0, 0, None)],
+)
+def test_changes_that_vanish_are_warned_of(changed: int, vanished: int | None, words: str | None):
+    part = AccountingPart(
+        tensors_found=2,
+        tensors_used=2,
+        linears=1,
+        linears_adapted=1,
+        linears_changed=1,
+        unchanged=(),
+        replaced=0,
+        added_to=0,
+        elements_changed=changed,
+        elements_vanished=vanished,
+        overlaps={},
+    )
+    warning = part.warning()
+    assert (warning is None) == (words is None)
+    assert warning is None or (words or "") in warning and "values=fp16" in warning

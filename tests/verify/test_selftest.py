@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,8 @@ def test_file_gives_back_what_went_in(tmp_path: Path) -> None:
     write_selftest(path, test)
     again = read_selftest(path)
     assert again.prompts == test.prompts and again.cache_gap == test.cache_gap
-    for field in fields(SelfTest)[1:-1]:
+    assert again.spread is None
+    for field in fields(SelfTest)[1:-2]:
         want, got = getattr(test, field.name), getattr(again, field.name)
         assert want.dtype == got.dtype and (want == got).all(), field.name
     assert load_file(path).keys() >= {"greedy", "top_ids"}  # any safetensors reader reads it
@@ -71,6 +72,31 @@ def test_file_gives_back_what_went_in(tmp_path: Path) -> None:
     path.unlink()
     write_selftest(path, make())
     assert path.read_bytes() == first
+
+
+def test_spread_goes_along_where_there_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "selftest.safetensors"
+    spread = np.linspace(0, 1e-3, make().starts()[-1], dtype=np.float32)
+    write_selftest(path, replace(make(), spread=spread))
+    again = read_selftest(path).spread
+    assert again is not None and again.dtype == np.float32 and (again == spread).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (np.zeros(14, np.float32), "shape"),
+        (np.zeros(15, np.float64), "type F64"),
+        (np.full(15, -1.0, np.float32), "no distance"),
+        (np.full(15, np.nan, np.float32), "no distance"),
+    ],
+)
+def test_damaged_spread_is_refused(value: Any, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "selftest.safetensors"
+    write_selftest(path, make())
+    save_file({**load_file(path), "spread": value}, path, metadata=META)
+    with pytest.raises(VerificationFailed, match=words):
+        read_selftest(path)
 
 
 def test_size_of_a_real_one_is_small() -> None:
