@@ -9,6 +9,7 @@ stopped. `--parts` picks some of the tables, so that two can be made side by sid
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def main() -> int:
     given.output.mkdir(parents=True, exist_ok=True)
     dense = given.output / "dense.json"
     scored = ["--length", given.eval_length, "--tokens", given.eval_tokens]
-    if not dense.is_file():
+    if not scored_so(dense, given):
         words = ["eval", str(model), "--data", given.held_out, *scored, "-o", str(dense)]
         if code := run(words):
             return code
@@ -61,6 +62,16 @@ def main() -> int:
             return code
     join(given.output)
     return 0
+
+
+def scored_so(record: Path, given: argparse.Namespace) -> bool:
+    """Whether a record of the dense model's score is there, of this text and with these options."""
+    if not record.is_file():
+        return False
+    found = read_json(record)
+    text = hashlib.sha256(Path(given.held_out).read_bytes()).hexdigest()
+    asked = (text, int(given.eval_length), int(given.eval_tokens))
+    return (found.get("data_sha256"), found.get("length"), found.get("most_tokens")) == asked
 
 
 def join(output: Path) -> None:

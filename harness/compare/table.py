@@ -84,7 +84,7 @@ HEADER = (
 def texts(line: Line) -> list[str]:
     """The cells of a line, as `HEADER` names them."""
     paired = "" if line.difference is None else f"{line.difference:+.3f}"
-    if line.difference is not None and line.difference_sd is not None:
+    if line.difference_sd is not None and not math.isnan(line.difference_sd):
         paired += f" (sd {_number(line.difference_sd, 3)})"
     phases = [
         _number(line.seconds.get(n, math.nan), 1) for n in ("rates", "masks", "ranks", "training")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from argparse import Namespace
 
 import pytest
 
@@ -13,6 +15,7 @@ from harness.cli import run
 from harness.compare.matrix import Row, cells, s2ft_share
 from harness.compare.page import page
 from harness.compare.table import lines, markdown
+from scripts.tune_results import scored_so
 from tests.tiny import save_tiny
 
 
@@ -67,6 +70,22 @@ def test_differences_are_paired_by_seed():
     assert second.difference_sd == pytest.approx(0.25 * 2**0.5)
     assert "+1.750 (sd 0.354)" in markdown([first, second])
     assert lines(results[:1], "a")[0].record()["sd"] is None
+    alone = lines([results[0], results[3]], "a")
+    assert "| +2.000 |" in markdown(alone)  # one seed has no sd
+
+
+def test_a_dense_score_of_other_options_is_not_taken(tmp_path):
+    text, record = tmp_path / "test.txt", tmp_path / "dense.json"
+    text.write_text("some text")
+    options = Namespace(held_out=str(text), eval_length="512", eval_tokens="4096")
+    assert not scored_so(record, options)
+    digest = hashlib.sha256(text.read_bytes()).hexdigest()
+    record.write_text(json.dumps({"data_sha256": digest, "length": 512, "most_tokens": 4096}))
+    assert scored_so(record, options)
+    for change in ({"eval_length": "256"}, {"eval_tokens": "8192"}):
+        assert not scored_so(record, Namespace(**{**vars(options), **change}))
+    text.write_text("another text")
+    assert not scored_so(record, options)
 
 
 def test_the_page_holds_table_and_plots():
