@@ -47,18 +47,19 @@ class Case:
 def kernel_case(
     name: str, shape: tuple[int, int], values: str, pattern: str, m: int, total: int
 ) -> Case:
-    """A packed linear: pattern "dense", "70%" (zeros) or "2:4".
+    """A packed linear: pattern "dense", "70%" (zeros) or "2:4"; int8 meets 16-bit x, as in engines.
 
     Args:
         total: bytes that all copies together exceed, so that none stays in a cache.
     """
     spec, parts = _linear(shape, ValueType(values), pattern)
-    one = CpuLinear.build(spec, parts)
+    one = CpuLinear.build(spec, parts, precision="int16")
+    read = one.row_nbytes if m == 1 else one.nbytes
     copies = [one]
-    while sum(each.nbytes for each in copies) < total:
-        copies.append(CpuLinear.build(spec, parts))
+    while read * len(copies) < total:
+        copies.append(CpuLinear.build(spec, parts, precision="int16"))
     x = _x(m, shape[1])
-    return Case(name, tuple(_call(each, x) for each in copies), one.nbytes)
+    return Case(name, tuple(_call(each, x) for each in copies), read)
 
 
 def torch_case(name: str, shape: tuple[int, int], m: int, total: int, *, half: bool) -> Case:

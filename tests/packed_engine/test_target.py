@@ -138,7 +138,7 @@ def test_facts_and_end(folder: Path):
 
 def test_bytes_of_a_step_are_those_of_the_form_for_one_row():
     """A copy of another form, for more rows, is in memory but not read."""
-    one, few, head = (cast(CpuLinear, SimpleNamespace(nbytes=n)) for n in (10, 300, 7000))
+    one, few, head = (cast(CpuLinear, SimpleNamespace(row_nbytes=n)) for n in (10, 300, 7000))
     layers = [Layer({"q": (one, few, few), "k": (few, few, one)}, {}, {})] * 2
     empty = np.zeros((0, 0), np.float32)
     spec = cast(DecoderSpec, None)

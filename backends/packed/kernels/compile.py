@@ -36,7 +36,7 @@ _AVX512 = (
 )
 _BF16 = f"{_AVX512} -mavx512vbmi -mavx512vbmi2 -mavx512bf16 -mavx512vnni"
 _COMMON_UNITS = (
-    *("isa", "pool", "weight", "rows", "run", "portable"),
+    *("isa", "pool", "weight", "rows", "slots", "run", "portable"),
     *("steps", "decoder", "decode", "onnx_op"),
 )
 _VENDORED = SOURCES / "onnxruntime"  # headers of others: no warnings of theirs

@@ -67,7 +67,7 @@ class Plan:
     def step_bytes(self) -> int:
         """Bytes of weights that a step of one row reads; of the embedding that is one row."""
         forms = [self.head, *(each for layer in self.layers for each in layer.linears.values())]
-        return sum(one.nbytes for one, *_ in forms)
+        return sum(one.row_nbytes for one, *_ in forms)
 
 
 @dataclass(frozen=True)

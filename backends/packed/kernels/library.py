@@ -14,7 +14,7 @@ from exporter.errors import EngineUnfit
 
 __all__ = ["ISA_VARIABLE", "Desc", "Isa", "Job", "Library", "library"]
 
-ABI = 4
+ABI = 5
 ISA_VARIABLE = "SPARSE_EXPORT_ISA"
 
 
@@ -93,11 +93,13 @@ class Library:
                 expected=f"interface {ABI}; build them again",
                 file=str(path),
             )
-        c.se_create.argtypes = (POINTER(Desc), c_int32, POINTER(c_void_p))
+        c.se_create.argtypes = (POINTER(Desc), c_int32, c_int32, POINTER(c_void_p))
         c.se_destroy.argtypes = (c_void_p,)
         c.se_destroy.restype = None
         c.se_bytes.argtypes = (c_void_p,)
         c.se_bytes.restype = c_int64
+        c.se_row_bytes.argtypes = (c_void_p, c_int32)
+        c.se_row_bytes.restype = c_int64
         c.se_run.argtypes = (
             c_void_p,
             c_int64,
@@ -127,6 +129,7 @@ class Library:
         c.se_read.argtypes = (c_void_p, c_int64)
         c.se_read.restype = c_uint64
         self.create, self.destroy, self.bytes = c.se_create, c.se_destroy, c.se_bytes
+        self.row_bytes = c.se_row_bytes
         self.run, self.run_one = c.se_run, c.se_run_one
         self.unpack, self.read = c.se_unpack, c.se_read
         c.se_decoder_create.argtypes = (c_void_p, POINTER(c_void_p))

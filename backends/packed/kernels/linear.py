@@ -40,6 +40,7 @@ class CpuLinear:
         spec: what config.json says of it.
         isa: the instruction set.
         nbytes: memory it keeps, in bytes.
+        row_nbytes: of these, what a call with one row of x reads.
         precision: width of activations.
     """
 
@@ -51,6 +52,7 @@ class CpuLinear:
         self.precision: Precision = precision
         self._flags = _FLAGS[precision]
         self.nbytes = int(lib.bytes(handle))
+        self.row_nbytes = int(lib.row_bytes(handle, self._flags))
         self._bias: Array | None = None
         self._bias_pointer: int | None = None
         self._release = weakref.finalize(self, lib.destroy, handle)
@@ -83,7 +85,9 @@ class CpuLinear:
         chosen = lib.choose(isa)
         desc, held = _desc(spec, parts)
         handle = ctypes.c_void_p()
-        status = lib.create(ctypes.byref(desc), int(chosen), ctypes.byref(handle))
+        status = lib.create(
+            ctypes.byref(desc), int(chosen), _FLAGS[precision], ctypes.byref(handle)
+        )
         del held
         if status == _INVALID:
             raise InputRefused(

@@ -13,6 +13,14 @@ constexpr int64_t kFlushTiles = 8; // 512 columns of 16-bit times 8-bit products
 constexpr int64_t kMaxLines = 192; // lines of x (rows, or planes of rows) a pass keeps sums of
 constexpr int64_t kLanes = 16;     // rows of x that stand side by side in the form kLanesOf...
 
+// A second copy of a sparse weight, for one row of x: see slots.h. Empty where `data` is null.
+struct Slots {
+  const uint8_t *data;
+  const int64_t *begins; // [2 blocks]: first byte of each half row block in `data`
+  void *arena;
+  int64_t bytes; // of the arena
+};
+
 struct Weight {
   int32_t kind, value, isa;
   int64_t rows, cols, blocks, tiles;
@@ -28,6 +36,7 @@ struct Weight {
   int32_t *sums;           // [blocks, flushes, 16]: sums of codes, for unsigned activations
   void *arena;
   int64_t bytes;
+  Slots slots;
 };
 
 // How a kernel wants x. Blocked by tile: [tiles, m, 64] (planes: [tiles, m, 2, 64]). For strips in
@@ -35,7 +44,7 @@ struct Weight {
 // side by side: [ceil(m / 16), 64 tiles, 16].
 enum Form {
   kFloat, kFloatFromBf16, kInt16, kBf16, kByte, kTwoBytes,
-  kRowFloat, kRowFromBf16, kRowByte, kRowInt16,
+  kRowFloat, kRowFromBf16, kRowByte, kRowInt16, kRowCodes,
   kLanesFloat, kLanesFromBf16, kLanesCodes,
   kForms
 };
@@ -85,7 +94,7 @@ inline size_t form_bytes(Form form) {
 inline bool lanes(Form form) { return form >= kLanesFloat; }
 inline bool coded(Form form) {
   return form == kInt16 || form == kByte || form == kTwoBytes || form == kRowByte ||
-         form == kRowInt16 || form == kLanesCodes;
+         form == kRowInt16 || form == kRowCodes || form == kLanesCodes;
 }
 
 typedef void (*Task)(void *context, int64_t part);

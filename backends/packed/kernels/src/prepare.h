@@ -106,6 +106,9 @@ inline void store_row(const Prepared &to, const float *x, const int32_t *q, int6
   } else if (to.form == kRowInt16) {
     int16_t *out = (int16_t *)to.data + at;
     for (int i = 0; i < kCols; ++i) out[i] = (int16_t)q[i];
+  } else if (to.form == kRowCodes) {
+    float *out = (float *)to.data + at;
+    for (int i = 0; i < kCols; ++i) out[i] = (float)q[i];
   } else if (to.form == kRowFloat) {
     memcpy((float *)to.data + at, x, kCols * sizeof(float));
   } else {

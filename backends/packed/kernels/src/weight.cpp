@@ -6,6 +6,7 @@
 #endif
 
 #include "rows.h"
+#include "slots.h"
 
 namespace se {
 namespace {
@@ -75,13 +76,23 @@ bool lengths_ok(const se_desc &d, int64_t blocks, int64_t tiles, int64_t groups)
   return d.kind == SE_RAGGED ? ragged_ok(d, blocks, tiles) : nm_ok(d, blocks, tiles);
 }
 
+} // namespace
+
 void *take(int64_t bytes) {
 #if defined(__linux__) && !defined(SE_SANITIZE)
-  void *found = mmap(nullptr, (size_t)bytes, PROT_READ | PROT_WRITE,
-                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (found == MAP_FAILED) return nullptr;
-  // Reads of 4 KB pages reach 70 % of what huge pages give.
-  if (bytes >= 1 << 21) madvise(found, (size_t)bytes, MADV_HUGEPAGE);
+  // Reads of 4 KB pages reach 70 % of what huge pages give, and only whole ones can be huge.
+  constexpr int64_t kHuge = 1 << 21, kPage = 4096;
+  const int64_t spare = bytes >= kHuge ? kHuge : 0;
+  uint8_t *found = (uint8_t *)mmap(nullptr, (size_t)(bytes + spare), PROT_READ | PROT_WRITE,
+                                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (found == (uint8_t *)MAP_FAILED) return nullptr;
+  if (!spare) return found;
+  const int64_t before = (kHuge - (int64_t)((uintptr_t)found % kHuge)) % kHuge;
+  const int64_t after = (spare - before) / kPage * kPage;
+  if (before) munmap(found, (size_t)before);
+  found += before;
+  if (after) munmap(found + up(bytes, kPage), (size_t)after);
+  madvise(found, (size_t)bytes, MADV_HUGEPAGE);
   return found;
 #else
   void *found = aligned_alloc(64, (size_t)up(bytes, 64));
@@ -98,6 +109,8 @@ void give(void *arena, int64_t bytes) {
   free(arena);
 #endif
 }
+
+namespace {
 
 struct Dense {
   const se_desc *d;
@@ -209,7 +222,7 @@ void fill(const se_desc &d, Weight &w, const Sizes &s) {
 
 extern "C" {
 
-int32_t se_create(const se_desc *desc, int32_t isa, void **linear) {
+int32_t se_create(const se_desc *desc, int32_t isa, int32_t flags, void **linear) {
   using namespace se;
   *linear = nullptr;
   const se_desc &d = *desc;
@@ -235,6 +248,11 @@ int32_t se_create(const se_desc *desc, int32_t isa, void **linear) {
     return SE_NO_MEMORY;
   }
   fill(d, w, s);
+  if (!to_slots(d, w, flags)) {
+    give(w.arena, w.bytes);
+    free(made);
+    return SE_NO_MEMORY;
+  }
   *made = w;
   *linear = made;
   return SE_OK;
@@ -242,9 +260,19 @@ int32_t se_create(const se_desc *desc, int32_t isa, void **linear) {
 
 void se_destroy(void *linear) {
   if (!linear) return;
-  se::give(((se::Weight *)linear)->arena, ((se::Weight *)linear)->bytes);
+  const se::Weight &w = *(const se::Weight *)linear;
+  se::give(w.arena, w.bytes);
+  if (w.slots.arena) se::give(w.slots.arena, w.slots.bytes);
   free(linear);
 }
 
-int64_t se_bytes(const void *linear) { return ((const se::Weight *)linear)->bytes; }
+int64_t se_bytes(const void *linear) {
+  const se::Weight &w = *(const se::Weight *)linear;
+  return w.bytes + w.slots.bytes;
+}
+
+int64_t se_row_bytes(const void *linear, int32_t flags) {
+  const se::Weight &w = *(const se::Weight *)linear;
+  return se::by_slots(w, 1, flags) ? w.slots.bytes : w.bytes;
+}
 }
