@@ -13,7 +13,7 @@ int64_t most_slots(int32_t value) {
   return value == SE_BF16 ? 525 : value == SE_FP32 ? 430 : 650;
 }
 
-constexpr int64_t kMostCols = 1 << 19; // numbers of windows have 16 bits
+constexpr int64_t kMostCols = 1 << 18; // numbers and counts of windows have 16 bits
 
 struct Making {
   const se_desc *d;
