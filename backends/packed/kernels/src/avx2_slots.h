@@ -53,13 +53,13 @@ struct Slotted { // where the next window of a half row block lies
 // `count` windows of kSlots slots each: sums [4] of 8 rows += values times x. With groups each
 // window's sum is scaled by its group's scales, 8 of each 16.
 template <class V, bool kGroups, int kSlots>
-inline void windows_times(Slotted &at, int64_t count, const float *x, const float *scales,
-                          int64_t group_windows, __m256 *sums) {
+inline void windows_times(Slotted &at, int64_t count, const float *x, int64_t stride,
+                          const float *scales, int64_t group_windows, __m256 *sums) {
   constexpr int kBytes = (V::kBytes + kPlaceBytes) * kSlots;
   const __m256i down = _mm256_setr_epi32(0, 3, 6, 9, 12, 15, 18, 21);
   for (; count > 0; --count, at.data += kBytes) {
     const int64_t window = *at.windows++;
-    const __m256 columns = _mm256_loadu_ps(x + kWindow * window);
+    const __m256 columns = _mm256_loadu_ps(x + stride * window);
     const uint8_t *places = at.data + V::kBytes * kSlots;
     for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(at.data + kAhead / 2 + i);
     __m256 own[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
@@ -81,12 +81,12 @@ template <class V, bool kGroups>
 __m256 half_block(const Weight &w, int64_t h, const float *x, const float *scales) {
   const uint8_t *from = w.slots.data + w.slots.begins[h];
   const uint16_t *counts = (const uint16_t *)from;
-  const int64_t group_windows = w.group_tiles * kWindows;
+  const int64_t stride = w.slots.stride, group_windows = w.group_tiles * kCols / stride;
   Slotted at = {from + head_bytes(w), counts + kCounts};
   __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
                     _mm256_setzero_ps()};
   at.windows += counts[0];
-#define SE_WINDOWS(n) windows_times<V, kGroups, n>(at, counts[n], x, scales, group_windows, sums);
+#define SE_WINDOWS(n) windows_times<V, kGroups, n>(at, counts[n], x, stride, scales, group_windows, sums);
   SE_WINDOWS(1) SE_WINDOWS(2) SE_WINDOWS(3) SE_WINDOWS(4)
   SE_WINDOWS(5) SE_WINDOWS(6) SE_WINDOWS(7) SE_WINDOWS(8)
 #undef SE_WINDOWS

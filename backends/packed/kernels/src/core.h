@@ -17,6 +17,7 @@ constexpr int64_t kLanes = 16;     // rows of x that stand side by side in the f
 struct Slots {
   const uint8_t *data;
   const int64_t *begins; // [2 blocks]: first byte of each half row block in `data`
+  int64_t stride;        // columns from window to window: 4 or 8
   void *arena;
   int64_t bytes; // of the arena
 };
