@@ -51,10 +51,11 @@ struct Slotted { // where the next window of a half row block lies
 };
 
 // `count` windows of kSlots slots each: sums [4] of 8 rows += values times x. With groups each
-// window's sum is scaled by its group's scales, 8 of each 16.
+// window's sum is scaled by its group's scales, 8 of each 16; `inverse` is 2^32 over a group's
+// windows, rounded up: exact for numbers of 16 bits, where a division would cost as much as a slot.
 template <class V, bool kGroups, int kSlots>
 inline void windows_times(Slotted &at, int64_t count, const float *x, int64_t stride,
-                          const float *scales, int64_t group_windows, __m256 *sums) {
+                          const float *scales, uint64_t inverse, __m256 *sums) {
   constexpr int kBytes = (V::kBytes + kPlaceBytes) * kSlots;
   const __m256i down = _mm256_setr_epi32(0, 3, 6, 9, 12, 15, 18, 21);
   for (; count > 0; --count, at.data += kBytes) {
@@ -72,7 +73,7 @@ inline void windows_times(Slotted &at, int64_t count, const float *x, int64_t st
       sum = _mm256_fmadd_ps(V::load(at.data + V::kBytes * s), picked, sum);
     }
     if (!kGroups) continue;
-    const __m256 scale = _mm256_loadu_ps(scales + window / group_windows * kRows);
+    const __m256 scale = _mm256_loadu_ps(scales + ((uint64_t)window * inverse >> 32) * kRows);
     sums[0] = _mm256_fmadd_ps(_mm256_add_ps(own[0], own[1]), scale, sums[0]);
   }
 }
@@ -82,11 +83,12 @@ __m256 half_block(const Weight &w, int64_t h, const float *x, const float *scale
   const uint8_t *from = w.slots.data + w.slots.begins[h];
   const uint16_t *counts = (const uint16_t *)from;
   const int64_t stride = w.slots.stride, group_windows = w.group_tiles * kCols / stride;
+  const uint64_t inverse = (((uint64_t)1 << 32) + (uint64_t)group_windows - 1) / (uint64_t)group_windows;
   Slotted at = {from + head_bytes(w), counts + kCounts};
   __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
                     _mm256_setzero_ps()};
   at.windows += counts[0];
-#define SE_WINDOWS(n) windows_times<V, kGroups, n>(at, counts[n], x, stride, scales, group_windows, sums);
+#define SE_WINDOWS(n) windows_times<V, kGroups, n>(at, counts[n], x, stride, scales, inverse, sums);
   SE_WINDOWS(1) SE_WINDOWS(2) SE_WINDOWS(3) SE_WINDOWS(4)
   SE_WINDOWS(5) SE_WINDOWS(6) SE_WINDOWS(7) SE_WINDOWS(8)
 #undef SE_WINDOWS
