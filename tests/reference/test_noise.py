@@ -38,12 +38,13 @@ class Cancels(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(8, 4)
         self.up, self.down = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        self.last = nn.Identity()
         for layer in (self.up, self.down):
             layer.weight.data = big * torch.eye(4)
 
     def forward(self, input_ids: torch.Tensor, use_cache: bool) -> Any:
         x = self.embed(input_ids)
-        return SimpleNamespace(logits=x + (self.up(x) - self.down(x)))
+        return SimpleNamespace(logits=self.last(x + (self.up(x) - self.down(x))))
 
 
 @pytest.mark.parametrize("big", [1.0, 1e3, 1e5])
@@ -61,3 +62,5 @@ def test_layers_are_disturbed_beside_weights() -> None:
     plain = spread(net, torch.arange(8)[None], set())
     more = spread(net, torch.arange(8)[None], {net.embed, net.up})  # these hold weights: once each
     assert (plain == more).all()
+    disturbed = spread(net, torch.arange(8)[None], {net.last})  # this one holds none
+    assert (disturbed != plain).any() and disturbed.max() <= 3 * UNIT
