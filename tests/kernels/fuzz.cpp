@@ -160,7 +160,7 @@ static int one(int hostile) {
   int taken = 0;
   for (int isa = 0; isa < SE_ISAS; ++isa) {
     if (!se_isa_runs(isa)) continue;
-    const int status = se_create(&l.d, isa, SE_ACT16, &all[isa]);
+    const int status = se_create(&l.d, isa, &all[isa]);
     if (status != SE_OK && !hostile) fail(l, isa, "refused");
     if ((status == SE_OK) != (all[0] != nullptr)) fail(l, isa, "taken by some only");
     taken = status == SE_OK;

@@ -14,7 +14,7 @@ from exporter.errors import EngineUnfit
 
 __all__ = ["ISA_VARIABLE", "Desc", "Isa", "Job", "Library", "library"]
 
-ABI = 5
+ABI = 6
 ISA_VARIABLE = "SPARSE_EXPORT_ISA"
 
 
@@ -93,12 +93,12 @@ class Library:
                 expected=f"interface {ABI}; build them again",
                 file=str(path),
             )
-        c.se_create.argtypes = (POINTER(Desc), c_int32, c_int32, POINTER(c_void_p))
+        c.se_create.argtypes = (POINTER(Desc), c_int32, POINTER(c_void_p))
         c.se_destroy.argtypes = (c_void_p,)
         c.se_destroy.restype = None
         c.se_bytes.argtypes = (c_void_p,)
         c.se_bytes.restype = c_int64
-        c.se_row_bytes.argtypes = (c_void_p, c_int32)
+        c.se_row_bytes.argtypes = (c_void_p,)
         c.se_row_bytes.restype = c_int64
         c.se_run.argtypes = (
             c_void_p,

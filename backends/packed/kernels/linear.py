@@ -52,7 +52,7 @@ class CpuLinear:
         self.precision: Precision = precision
         self._flags = _FLAGS[precision]
         self.nbytes = int(lib.bytes(handle))
-        self.row_nbytes = int(lib.row_bytes(handle, self._flags))
+        self.row_nbytes = int(lib.row_bytes(handle))
         self._bias: Array | None = None
         self._bias_pointer: int | None = None
         self._release = weakref.finalize(self, lib.destroy, handle)
@@ -85,9 +85,7 @@ class CpuLinear:
         chosen = lib.choose(isa)
         desc, held = _desc(spec, parts)
         handle = ctypes.c_void_p()
-        status = lib.create(
-            ctypes.byref(desc), int(chosen), _FLAGS[precision], ctypes.byref(handle)
-        )
+        status = lib.create(ctypes.byref(desc), int(chosen), ctypes.byref(handle))
         del held
         if status == _INVALID:
             raise InputRefused(

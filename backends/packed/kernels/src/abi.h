@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 #define SE_API __attribute__((visibility("default")))
-#define SE_ABI_VERSION 5
+#define SE_ABI_VERSION 6
 #define SE_OPERATORS 1 /* version of the ONNX domain "sparse_export" (onnx_op.cpp) */
 
 enum { SE_RAGGED = 0, SE_NM = 1, SE_DENSE = 2 };                              /* kind */
@@ -44,11 +44,10 @@ typedef struct {
 SE_API int32_t se_abi_version(void);
 SE_API int32_t se_operators(void); /* SE_OPERATORS */
 SE_API int32_t se_isa_runs(int32_t isa); /* whether this build has it and this machine runs it */
-/* Flags: those of the calls to come. */
-SE_API int32_t se_create(const se_desc *desc, int32_t isa, int32_t flags, void **linear);
+SE_API int32_t se_create(const se_desc *desc, int32_t isa, void **linear);
 SE_API void se_destroy(void *linear);
 SE_API int64_t se_bytes(const void *linear);
-SE_API int64_t se_row_bytes(const void *linear, int32_t flags); /* of these, what one row of x reads */
+SE_API int64_t se_row_bytes(const void *linear); /* of these, what one row of x reads */
 /* All jobs take the same x (so the same cols) and share one pass of the threads. */
 SE_API int32_t se_run(const se_job *jobs, int64_t count, const void *x, int32_t x_type, int64_t m,
                       int64_t ldx, int32_t y_type, int32_t flags);

@@ -1,7 +1,8 @@
 // AVX2, FMA and F16C: tables expand a tile, 256-bit registers multiply it.
+#include "avx2_code_slots.h"
 #include "avx2_expand.h"
+#include "avx2_float_slots.h"
 #include "avx2_skip.h"
-#include "avx2_slots.h"
 
 namespace {
 
@@ -267,8 +268,8 @@ struct Codes : Int16Sums {
 
 // One row of x by slots, few along the rows of strips, many by lists of columns; dense by panels.
 Form form(const Weight &w, int64_t m, int32_t flags) {
-  if (by_slots(w, m, flags))
-    return integer(w.value) ? kRowCodes : halves(w, flags) ? kRowFromBf16 : kRowFloat;
+  if (by_slots(w, m) && integer(w.value)) return flags & SE_ACT16 ? kPlanesCodes : kRowByte;
+  if (by_slots(w, m)) return halves(w, flags) ? kPlanesBf16 : kPlanesFloat;
   if (!w.strip) return usual_form(w, m, flags);
   const bool few = m <= kFewRows;
   if (integer(w.value)) return !few ? kLanesCodes : flags & SE_ACT16 ? kRowInt16 : kRowByte;
@@ -287,7 +288,8 @@ void few(const Weight &w, const Prepared &x, const se_job &job, int32_t y_type, 
 
 void run(const Weight &w, const Prepared &x, const se_job &job, int32_t y_type, int64_t b0,
          int64_t b1) {
-  if (in_slots(w, x)) return one_row(w, x, job, y_type, b0, b1);
+  if (by_slots(w, x.m))
+    return (integer(w.value) ? one_row_of_codes : one_row_of_floats)(w, x, job, y_type, b0, b1);
   if (!w.strip)
     return (integer(w.value) ? run_blocks<Codes> : run_blocks<Floats>)(w, x, job, y_type, b0, b1);
   switch (x.form) {

@@ -10,6 +10,9 @@ namespace se {
 constexpr int64_t kRows = 16, kCols = 64, kTile = kRows * kCols, kMaskBytes = kTile / 8;
 constexpr int64_t kPad = 64;       // bytes behind a stream that a full register may read
 constexpr int64_t kFlushTiles = 8; // 512 columns of 16-bit times 8-bit products fit 32 bits
+// Codes of x. The largest of 16 bits is 255 * 127 + 127, two bytes that a product takes with sign.
+constexpr float kMostByte = 127.f, kMostWord = 32512.f;
+constexpr int32_t kHighPlane = 255;
 constexpr int64_t kMaxLines = 192; // lines of x (rows, or planes of rows) a pass keeps sums of
 constexpr int64_t kLanes = 16;     // rows of x that stand side by side in the form kLanesOf...
 
@@ -17,7 +20,6 @@ constexpr int64_t kLanes = 16;     // rows of x that stand side by side in the f
 struct Slots {
   const uint8_t *data;
   const int64_t *begins; // [2 blocks]: first byte of each half row block in `data`
-  int64_t stride;        // columns from window to window: 4 or 8
   void *arena;
   int64_t bytes; // of the arena
 };
@@ -41,11 +43,12 @@ struct Weight {
 };
 
 // How a kernel wants x. Blocked by tile: [tiles, m, 64] (planes: [tiles, m, 2, 64]). For strips in
-// plain rows [m, 64 tiles], or with 16 rows of x
-// side by side: [ceil(m / 16), 64 tiles, 16].
+// plain rows [m, 64 tiles], or with 16 rows of x side by side: [ceil(m / 16), 64 tiles, 16]. For
+// slots one row, byte by byte: [bytes of a value, 64 tiles] from the lowest one up.
 enum Form {
   kFloat, kFloatFromBf16, kInt16, kBf16, kByte, kTwoBytes,
-  kRowFloat, kRowFromBf16, kRowByte, kRowInt16, kRowCodes,
+  kRowFloat, kRowFromBf16, kRowByte, kRowInt16,
+  kPlanesCodes, kPlanesBf16, kPlanesFloat,
   kLanesFloat, kLanesFromBf16, kLanesCodes,
   kForms
 };
@@ -55,7 +58,7 @@ struct Prepared {
   int64_t m, tiles, cols;
   void *data;
   float *scale; // [m], integer forms: x = code * scale
-  float most;   // largest code: 127 or 32767
+  float most;   // largest code: kMostByte or kMostWord
 };
 
 struct Source {
@@ -89,13 +92,14 @@ inline int64_t bytes_of(int32_t value, int64_t count) {
 }
 inline size_t form_bytes(Form form) {
   if (form == kByte || form == kRowByte) return 1;
-  const bool two = form == kInt16 || form == kBf16 || form == kTwoBytes || form == kRowInt16;
+  const bool two = form == kInt16 || form == kBf16 || form == kTwoBytes || form == kRowInt16 ||
+                   form == kPlanesCodes || form == kPlanesBf16;
   return two ? 2 : 4;
 }
 inline bool lanes(Form form) { return form >= kLanesFloat; }
 inline bool coded(Form form) {
   return form == kInt16 || form == kByte || form == kTwoBytes || form == kRowByte ||
-         form == kRowInt16 || form == kRowCodes || form == kLanesCodes;
+         form == kRowInt16 || form == kPlanesCodes || form == kLanesCodes;
 }
 
 typedef void (*Task)(void *context, int64_t part);

@@ -142,7 +142,7 @@ OrtStatus *ORT_API_CALL create(const OrtCustomOp *, const OrtApi *api, const Ort
   if (isa < 0) return refused(api, "SPARSE_EXPORT_ISA names no instruction set that runs here");
   Kernel *made = (Kernel *)malloc(sizeof(Kernel));
   void *linear = nullptr;
-  const int32_t status = made ? se_create(&desc, isa, SE_ACT32, &linear) : SE_NO_MEMORY;
+  const int32_t status = made ? se_create(&desc, isa, &linear) : SE_NO_MEMORY;
   if (status != SE_OK) {
     free(made);
     if (status == SE_NO_MEMORY) return api->CreateStatus(ORT_FAIL, "no memory for a linear");

@@ -53,11 +53,13 @@ inline float largest(const Source &from, int64_t cols, int64_t m) {
   return float_of(found);
 }
 
-// Codes to nearest, ties to even: 1.5 * 2^23 leaves no fraction bits. Out of range is clamped.
+constexpr float kMagic = 12582912.f; // 1.5 * 2^23: what is added to it is rounded to an integer
+constexpr int32_t kMagicBits = 0x4b400000;
+
+// Codes to nearest, ties to even. Out of range is clamped.
 inline void codes(const float *x, float inverse, int32_t most, int32_t *out) {
-  constexpr float kMagic = 12582912.f;
   for (int i = 0; i < kCols; ++i) {
-    const int32_t code = (int32_t)bits_of(x[i] * inverse + kMagic) - 0x4b400000;
+    const int32_t code = (int32_t)bits_of(x[i] * inverse + kMagic) - kMagicBits;
     out[i] = code > most ? most : code < -most ? -most : code;
   }
 }
@@ -98,6 +100,24 @@ inline void round_all(const float *x, float *out) {
   for (int i = 0; i < kCols; ++i) out[i] = float_of(to_bf16(x[i]) << 16);
 }
 
+// 64 columns in planes of bytes: codes as kHighPlane times a high byte plus a low one, both of at
+// most 127.
+inline void store_planes(const Prepared &to, const float *x, const int32_t *q, int64_t at) {
+  uint8_t *out = (uint8_t *)to.data + at;
+  const int64_t plane = to.tiles * kCols;
+  for (int i = 0; to.form == kPlanesCodes && i < kCols; ++i) {
+    const float near = (float)q[i] * (1.f / kHighPlane) + kMagic;
+    const int32_t high = (int32_t)bits_of(near) - kMagicBits;
+    out[i] = (uint8_t)(q[i] - kHighPlane * high), out[plane + i] = (uint8_t)high;
+  }
+  for (int i = 0; to.form == kPlanesBf16 && i < kCols; ++i) {
+    const uint32_t raw = to_bf16(x[i]);
+    out[i] = (uint8_t)raw, out[plane + i] = (uint8_t)(raw >> 8);
+  }
+  for (int p = 0; to.form == kPlanesFloat && p < 4; ++p)
+    for (int i = 0; i < kCols; ++i) out[p * plane + i] = (uint8_t)(bits_of(x[i]) >> (8 * p));
+}
+
 // 64 columns in plain rows.
 inline void store_row(const Prepared &to, const float *x, const int32_t *q, int64_t at) {
   if (to.form == kRowByte) {
@@ -106,9 +126,6 @@ inline void store_row(const Prepared &to, const float *x, const int32_t *q, int6
   } else if (to.form == kRowInt16) {
     int16_t *out = (int16_t *)to.data + at;
     for (int i = 0; i < kCols; ++i) out[i] = (int16_t)q[i];
-  } else if (to.form == kRowCodes) {
-    float *out = (float *)to.data + at;
-    for (int i = 0; i < kCols; ++i) out[i] = (float)q[i];
   } else if (to.form == kRowFloat) {
     memcpy((float *)to.data + at, x, kCols * sizeof(float));
   } else {
@@ -118,7 +135,9 @@ inline void store_row(const Prepared &to, const float *x, const int32_t *q, int6
 
 inline void store_columns(const Prepared &to, const float *x, const int32_t *q, int64_t m,
                           int64_t c) {
-  if (to.form >= kRowFloat)
+  if (to.form >= kPlanesCodes)
+    store_planes(to, x, q, c * kCols);
+  else if (to.form >= kRowFloat)
     store_row(to, x, q, (m * to.tiles + c) * kCols);
   else if (coded(to.form))
     store_codes(to, q, (c * to.m + m) * kCols);

@@ -77,7 +77,7 @@ bool lay_out(Call &call, int32_t flags) {
   if (!at) return false;
   for (int form = 0; form < kForms; ++form) {
     Prepared &p = call.prepared[form];
-    p = {(Form)form, call.m, w.tiles, w.cols, nullptr, nullptr, flags & SE_ACT16 ? 32767.f : 127.f};
+    p = {(Form)form, call.m, w.tiles, w.cols, nullptr, nullptr, flags & SE_ACT16 ? kMostWord : kMostByte};
     if (!wanted[form]) continue;
     p.data = at + offsets[form];
     p.scale = (float *)(at + offsets[form] +

@@ -6,150 +6,189 @@
 namespace se {
 namespace {
 
-// Slots of 8 columns, in hundredths and on average, up to which one row of x gains: measured on Zen
-// 3 at 50 to 90 % zeros against strips and the file's order. Wide values cost more of what slots
-// have too many of, bytes; fp16 and codes cost more of what they save, moving values to columns.
-int64_t most_slots(int32_t value) {
-  return value == SE_BF16 ? 500 : value == SE_FP32 ? 440 : 560;
-}
+constexpr int64_t kMostColumns = kFlushTiles * kCols; // of a section
 
-constexpr int64_t kMostCols = 1 << 17; // numbers and counts of windows have 16 bits
+// Values of slots, empty ones too, for 100 weights, up to which one row of x gains. Measured on Zen 3
+// from 30 % zeros on, where they are 75: all types gain over strips and the file's order.
+constexpr int64_t kMostValues = 80;
 
+// The kept columns of a section, row by row.
+struct Section {
+  int64_t columns; // the section's width
+  int64_t count[kRows];
+  uint16_t column[kRows][kMostColumns];
+  uint8_t value[kRows][kMostColumns][4]; // as stored; a 4-bit code in a byte
+};
 
 struct Making {
   const se_desc *d;
   const Weight *w;
-  uint8_t *found; // [2 blocks, windows]: slots of each
-  uint8_t *taken; // [blocks, 16, windows]: values that a row has in each
-  uint8_t **spots; // [2 blocks, windows]: where each begins
+  int64_t *twos; // [2 blocks]: of each half row block
   uint8_t *data;
   int64_t *begins;
 };
 
-// Calls put(row, column, values, number) for the kept values of a row block in the order of the
-// file, which for each row is that of its columns; numbers count from `values`, those of the tile.
-template <class Put> void each_kept(const Making &making, int64_t b, Put put) {
-  const Weight &w = *making.w;
-  const uint8_t *mask = making.d->mask + b * w.tiles * kMaskBytes;
-  const uint8_t *values = making.d->values + w.begins[b];
-  const int64_t g = step(w.value);
-  for (int64_t c = 0; c < w.tiles; ++c, mask += kMaskBytes) {
-    int64_t found = 0;
-    for (int64_t byte = 0; byte < kMaskBytes; ++byte)
-      for (uint32_t left = mask[byte]; left; left &= left - 1, ++found) {
-        const int64_t e = byte * 8 + __builtin_ctz(left);
-        put(e / g % kRows, c * kCols + e / (kRows * g) * g + e % g, values, found);
+// One tile of the file, its columns from `first` on; returns the next tile's values.
+const uint8_t *gather(const Weight &w, const uint8_t *mask, const uint8_t *values, int64_t first,
+                      Section &section) {
+  const int64_t g = step(w.value), size = 4 / g;
+  int64_t found = 0;
+  for (int64_t byte = 0; byte < kMaskBytes; ++byte)
+    for (uint32_t left = mask[byte]; left; left &= left - 1, ++found) {
+      const int64_t e = byte * 8 + __builtin_ctz(left), row = e / g % kRows;
+      const int64_t at = section.count[row]++;
+      section.column[row][at] = (uint16_t)(first + e / (kRows * g) * g + e % g);
+      uint8_t *to = section.value[row][at];
+      if (w.value == SE_INT4)
+        *to = values[found / 2] >> (found % 2 * 4) & 15;
+      else
+        memcpy(to, values + found * size, (size_t)size);
+    }
+  return values + bytes_of(w.value, found);
+}
+
+// Calls slot(first column, from [8], count [8]) for each slot of 8 rows of a section: row r has its
+// kept columns [from, from + count) in it.
+template <class Slot> void each_slot(const Section &section, int64_t row0, Slot slot) {
+  const int64_t last = section.columns - kWindow;
+  int64_t from[kHalf] = {}, count[kHalf];
+  for (;;) {
+    int64_t first = section.columns;
+    for (int64_t r = 0; r < kHalf; ++r)
+      if (from[r] < section.count[row0 + r] && section.column[row0 + r][from[r]] < first)
+        first = section.column[row0 + r][from[r]];
+    if (first == section.columns) return;
+    first = first < last ? first : last;
+    for (int64_t r = 0; r < kHalf; ++r)
+      for (count[r] = 0; count[r] < kEach; ++count[r]) {
+        const int64_t next = from[r] + count[r];
+        if (next == section.count[row0 + r]) break;
+        if (section.column[row0 + r][next] >= first + kWindow) break;
       }
-    values += bytes_of(w.value, found);
+    slot(first, from, count);
+    for (int64_t r = 0; r < kHalf; ++r) from[r] += count[r];
   }
 }
 
-// Slots of the windows of one row block. A row with slots to spare takes values of the next window
-// early, so that what rows keep in one place evens out.
-void count_block(void *context, int64_t b) {
-  const Making &making = *(const Making *)context;
-  const Weight &w = *making.w;
-  const int64_t all = windows_of(w);
-  // What follows the last window, or has another scale, cannot come early.
-  const int64_t group = w.groups > 1 ? w.group_tiles * kCols / w.slots.stride : all;
-  uint8_t *taken = making.taken + b * kRows * all;
-  each_kept(making, b, [&](int64_t row, int64_t column, const uint8_t *, int64_t) {
-    ++taken[row * all + column / w.slots.stride];
-  });
-  for (int64_t half = 0; half < 2; ++half, taken += kHalf * all)
-    for (int64_t i = 0; i < all; ++i) {
-      uint8_t most = 0;
+// Slots of 8 rows of a section, one after the other.
+struct Writer {
+  const Weight *w;
+  const Section *section;
+  int64_t row0;
+  uint8_t *data; // of the section; null: only counted
+  int64_t slots, window;
+
+  void put(int64_t first, const int64_t *from, const int64_t *count) {
+    for (; first - window > 255; ++slots, window += 255)
+      if (data) *step_to() = 255;
+    if (data) {
+      *step_to() = (uint8_t)(first - window);
       for (int64_t r = 0; r < kHalf; ++r)
-        most = taken[r * all + i] > most ? taken[r * all + i] : most;
-      making.found[(2 * b + half) * all + i] = most;
-      if (w.slots.stride == kWindow || (i + 1) % group == 0 || i + 1 == all) continue;
-      for (int64_t r = 0; r < kHalf; ++r) {
-        uint8_t &own = taken[r * all + i], &next = taken[r * all + i + 1];
-        const uint8_t spare = (uint8_t)(most - own), early = spare < next ? spare : next;
-        own = (uint8_t)(own + early), next = (uint8_t)(next - early);
-      }
+        for (int64_t i = 0; i < count[r]; ++i) fill(first, r, i, from[r] + i);
     }
+    ++slots, window = first;
+  }
+  uint8_t *tail() const { // of the two at hand
+    return data + slots / 2 * two_bytes(w->value) + bytes_of(w->value, 2 * kSlot);
+  }
+  uint8_t *step_to() const { return tail() + kSlot + slots % 2; }
+  void fill(int64_t first, int64_t r, int64_t i, int64_t at) const {
+    const int64_t second = slots % 2, place = kEach * r + i, size = 4 / step(w->value);
+    const uint8_t *value = section->value[row0 + r][at];
+    const int64_t column = section->column[row0 + r][at] - first;
+    uint8_t *places = tail(), *values = places - bytes_of(w->value, 2 * kSlot);
+    if (w->value == SE_INT4)
+      values[place] |= (uint8_t)(*value << (4 * second));
+    else
+      memcpy(values + number_of(w->value, second, place) * size, value, (size_t)size);
+    places[place] |= (uint8_t)(column << (4 * second));
+  }
+};
+
+// The sections of a row block in order: each(number, section).
+template <class Each> void each_section(const Making &making, int64_t b, Each each) {
+  const Weight &w = *making.w;
+  const uint8_t *mask = making.d->mask + b * w.tiles * kMaskBytes;
+  const uint8_t *values = making.d->values + w.begins[b];
+  Section section;
+  for (int64_t c = 0, s = 0; c < w.tiles; ++s) {
+    const int64_t after = c + section_tiles(w), end = after < w.tiles ? after : w.tiles;
+    section.columns = (end - c) * kCols;
+    memset(section.count, 0, sizeof section.count);
+    for (int64_t first = 0; c < end; ++c, first += kCols, mask += kMaskBytes)
+      values = gather(w, mask, values, first, section);
+    each(s, section);
+  }
 }
 
-// The head of a half row block, and where each of its windows goes.
-void lay_out(const Making &making, int64_t h) {
-  const Weight &w = *making.w;
-  const int64_t all = windows_of(w), bytes = slot_bytes(w.value) + kPlaceBytes;
-  uint8_t *data = making.data + making.begins[h];
-  uint16_t *counts = (uint16_t *)data, *windows = counts + kCounts;
-  const uint8_t *found = making.found + h * all;
-  for (int64_t i = 0; i < all; ++i) ++counts[found[i]];
-  data += head_bytes(w);
-  for (int64_t s = 0; s < kCounts; ++s)
-    for (int64_t i = 0; counts[s] && i < all; ++i) {
-      if (found[i] != s) continue;
-      making.spots[h * all + i] = data;
-      *windows++ = (uint16_t)(first_column(w, i) / w.slots.stride);
-      data += s * bytes;
-    }
+int64_t write(const Making &making, const Section &section, int64_t half, uint8_t *data) {
+  Writer writer = {making.w, &section, half * kHalf, data, 0, 0};
+  each_slot(section, half * kHalf, [&](int64_t first, const int64_t *from, const int64_t *count) {
+    writer.put(first, from, count);
+  });
+  return (writer.slots + 1) / 2;
+}
+
+void count_block(void *context, int64_t b) {
+  const Making &making = *(const Making *)context;
+  each_section(making, b, [&](int64_t, const Section &section) {
+    for (int64_t half = 0; half < 2; ++half)
+      making.twos[2 * b + half] += write(making, section, half, nullptr);
+  });
 }
 
 void fill_block(void *context, int64_t b) {
   const Making &making = *(const Making *)context;
   const Weight &w = *making.w;
-  const int64_t all = windows_of(w), each = slot_bytes(w.value), size = each / kHalf;
-  lay_out(making, 2 * b), lay_out(making, 2 * b + 1);
-  int64_t at[kRows] = {}, slot[kRows] = {}; // the window and slot that a row has come to
-  each_kept(making, b, [&](int64_t row, int64_t column, const uint8_t *values, int64_t number) {
-    while (slot[row] == making.taken[(b * kRows + row) * all + at[row]]) ++at[row], slot[row] = 0;
-    const int64_t window = (2 * b + row / kHalf) * all + at[row], lane = row % kHalf;
-    uint8_t *to = making.spots[window] + slot[row] * each;
-    if (w.value == SE_INT4)
-      to[lane / 2] |= (uint8_t)((values[number / 2] >> (number % 2 * 4) & 15) << (lane % 2 * 4));
-    else
-      memcpy(to + lane * size, values + number * size, (size_t)size);
-    uint8_t *places = making.spots[window] + making.found[window] * each + slot[row] * kPlaceBytes;
-    uint32_t bits = 0; // of the slot's 8 rows
-    memcpy(&bits, places, kPlaceBytes);
-    bits |= (uint32_t)(column - first_column(w, at[row])) << (3 * lane);
-    memcpy(places, &bits, kPlaceBytes);
-    ++slot[row];
+  uint8_t *heads[2], *at[2];
+  for (int64_t half = 0; half < 2; ++half) {
+    heads[half] = making.data + making.begins[2 * b + half];
+    at[half] = heads[half] + 2 * sections(w);
+  }
+  each_section(making, b, [&](int64_t s, const Section &section) {
+    for (int64_t half = 0; half < 2; ++half) {
+      const uint16_t twos = (uint16_t)write(making, section, half, at[half]);
+      memcpy(heads[half] + 2 * s, &twos, 2);
+      at[half] += twos * two_bytes(w.value);
+    }
   });
 }
 
-int64_t up(int64_t value) { return (value + 63) / 64 * 64; }
+// Memory for all twos, and where each half row block begins.
+void lay_out(Making &making, Weight &w, int64_t all) {
+  const int64_t halves = 2 * w.blocks, head = 2 * sections(w);
+  const int64_t stream = (all * two_bytes(w.value) + halves * head + kPad + 63) / 64 * 64;
+  w.slots.bytes = stream + halves * (int64_t)sizeof(int64_t);
+  w.slots.arena = take(w.slots.bytes);
+  if (!w.slots.arena) return;
+  making.data = (uint8_t *)w.slots.arena;
+  making.begins = (int64_t *)(making.data + stream);
+  int64_t begin = 0;
+  for (int64_t h = 0; h < halves; ++h) {
+    making.begins[h] = begin;
+    begin += head + making.twos[h] * two_bytes(w.value);
+  }
+}
 
 } // namespace
 
-bool to_slots(const se_desc &d, Weight &w, int32_t flags) {
+bool to_slots(const se_desc &d, Weight &w) {
   w.slots = {};
-  if (d.kind == SE_DENSE || w.isa != SE_AVX2 || w.value == SE_FP8 || d.cols > kMostCols ||
-      !slots_take(w, flags))
-    return true;
-  w.slots.stride = d.kind == SE_NM && d.m <= kWindow ? kWindow : kWindow / 2;
-  const int64_t halves = 2 * w.blocks, all = windows_of(w), bytes = slot_bytes(w.value) + kPlaceBytes;
-  const int64_t spots = halves * all * (int64_t)sizeof(uint8_t *), taken = w.blocks * kRows * all;
-  uint8_t *room = (uint8_t *)take(spots + taken + halves * all);
-  if (!room) return false;
-  uint8_t *found = room + spots + taken;
-  Making making = {&d, &w, found, room + spots, (uint8_t **)room, nullptr, nullptr};
+  if (d.kind == SE_DENSE || w.isa != SE_AVX2 || w.value == SE_FP8) return true;
+  const int64_t halves = 2 * w.blocks, room = halves * (int64_t)sizeof(int64_t);
+  int64_t *twos = (int64_t *)take(room);
+  if (!twos) return false;
+  Making making = {&d, &w, twos, nullptr, nullptr};
   parallel(w.blocks, count_block, &making);
-  int64_t slots = 0;
-  for (int64_t i = 0; i < halves * all; ++i) slots += found[i];
-  const bool pays = 100 * slots * kWindow <= most_slots(w.value) * halves * all * w.slots.stride;
-  if (pays) {
-    const int64_t stream = up(slots * bytes + halves * (head_bytes(w) + 1) + kPad);
-    w.slots.bytes = stream + halves * (int64_t)sizeof(int64_t);
-    w.slots.arena = take(w.slots.bytes);
-  }
+  int64_t all = 0;
+  for (int64_t h = 0; h < halves; ++h) all += twos[h];
+  const bool pays = all * 2 * kSlot * 100 <= kMostValues * w.blocks * w.tiles * kTile;
+  if (pays) lay_out(making, w, all);
   if (w.slots.arena) {
-    making.data = (uint8_t *)w.slots.arena;
-    making.begins = (int64_t *)(making.data + w.slots.bytes) - halves;
-    int64_t begin = 0;
-    for (int64_t h = 0; h < halves; ++h) {
-      making.begins[h] = begin += begin & 1; // the heads are of 16 bits
-      begin += head_bytes(w);
-      for (int64_t i = 0; i < all; ++i) begin += found[h * all + i] * bytes;
-    }
     parallel(w.blocks, fill_block, &making);
     w.slots.data = making.data, w.slots.begins = making.begins;
   }
-  give(room, spots + taken + halves * all);
+  give(twos, room);
   return !pays || w.slots.arena;
 }
 

@@ -1,48 +1,46 @@
 // Slots: the order in which one row of x meets a sparse weight where no instruction expands a mask.
 //
-// Half a row block, 8 rows, has a window of 8 columns every 4 columns, or every 8 where N:M fixes how
-// many values stand in 8, and each kept value stands in a window: one a slot and row. A slot is 8
-// values, a lane for each row, and 8 places of 3 bits, by which one shuffle picks x from the window.
-// A window has as many slots as the fullest of its rows has values left in the columns up to the
-// next window; a row that has fewer takes values of that one early, where they are in both, and what
-// is left empty is zeros. Windows of equally many slots stand together: no branch is guessed.
-// A half row block's bytes: how many windows have 0, 1, ... 8 slots (16 bits each), the windows'
-// first columns over the stride in that order (16 bits; the last window ends where x does), then
-// window by window its slots' values and its slots' places (24 bits each, row r in bits 3 r). One
+// A slot is 2 values for each row of half a row block, 8 rows, and 16 places of 4 bits, by which
+// shuffles of bytes pick x from a window of 16 columns. Windows follow the columns: each begins at
+// the first column that one of the rows has still to place, and every row takes its next 2 kept
+// columns as far as they lie in it. What is left empty is zeros. No window crosses from one section
+// of columns to the next: for codes those of one flush of sums (Weight::flush), so that their sums
+// are the same integers as on every other way, otherwise 512.
+// Slots stand in twos, one in each half of a register: 32 values, 32 places (16 bytes, the second
+// slot's in the upper halves), and 2 bytes, columns from the window before. The last two of a
+// section may have an empty slot, and so does a way of more than 255 columns.
+// A half row block's bytes: how many twos each section has (16 bits each), then the twos. One
 // stream, so that all of it is fetched ahead.
 #pragma once
 #include "core.h"
 
 namespace se {
 
-constexpr int64_t kHalf = 8, kWindow = 8;                  // rows, columns
-constexpr int64_t kCounts = kWindow + 1, kPlaceBytes = 3; // bytes of places in a slot
+constexpr int64_t kHalf = 8, kWindow = 16, kEach = 2; // rows, columns, values of a row in a slot
+constexpr int64_t kSlot = kHalf * kEach;              // values of a slot
+constexpr int64_t kTwoTail = kSlot + 2;               // bytes of a two behind its values
 
-inline int64_t windows_of(const Weight &w) { return w.tiles * kCols / w.slots.stride; }
-inline int64_t first_column(const Weight &w, int64_t window) {
-  const int64_t last = w.tiles * kCols - kWindow, first = window * w.slots.stride;
-  return first < last ? first : last;
+inline int64_t two_bytes(int32_t value) { return bytes_of(value, 2 * kSlot) + kTwoTail; }
+inline int64_t section_tiles(const Weight &w) { return integer(w.value) ? w.flush : kFlushTiles; }
+inline int64_t sections(const Weight &w) {
+  return (w.tiles + section_tiles(w) - 1) / section_tiles(w);
 }
-inline int64_t head_bytes(const Weight &w) { return 2 * (kCounts + windows_of(w)); }
+
+// Number in a two of what has a place in the first or second slot. Registers of pairs become floats
+// by their upper and lower halves (bf16); what has an instruction of its own stands in that order.
+// Place p is value p % 2 of row p / 2.
+inline int64_t number_of(int32_t value, int64_t second, int64_t place) {
+  if (integer(value)) return second * kSlot + place;
+  const int64_t part = place / 8, pair = place % 8;
+  if (value == SE_BF16) return part * kSlot + second * 8 + pair;
+  return (2 * part + pair % 2) * 8 + second * 4 + pair / 2;
+}
 
 void *take(int64_t bytes); // weight.cpp: zeros in huge pages, null without memory
 void give(void *arena, int64_t bytes);
 
-// Makes the copy where it pays; false without memory.
-bool to_slots(const se_desc &d, Weight &w, int32_t flags);
+bool to_slots(const se_desc &d, Weight &w); // makes the copy where it pays; false without memory
 
-// Codes meet x of 16 bits only: those of 8 bits have sums that are equal on all instruction sets,
-// and floats would add them up in another order.
-inline bool slots_take(const Weight &w, int32_t flags) {
-  return !integer(w.value) || flags & SE_ACT16;
-}
-
-inline bool by_slots(const Weight &w, int64_t m, int32_t flags) {
-  return w.slots.data && m == 1 && slots_take(w, flags);
-}
-
-inline int64_t slot_bytes(int32_t value) { // of 8 values
-  return value == SE_INT4 ? 4 : kHalf * (4 / step(value));
-}
+inline bool by_slots(const Weight &w, int64_t m) { return w.slots.data && m == 1; }
 
 } // namespace se

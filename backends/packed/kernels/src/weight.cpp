@@ -222,7 +222,7 @@ void fill(const se_desc &d, Weight &w, const Sizes &s) {
 
 extern "C" {
 
-int32_t se_create(const se_desc *desc, int32_t isa, int32_t flags, void **linear) {
+int32_t se_create(const se_desc *desc, int32_t isa, void **linear) {
   using namespace se;
   *linear = nullptr;
   const se_desc &d = *desc;
@@ -248,7 +248,7 @@ int32_t se_create(const se_desc *desc, int32_t isa, int32_t flags, void **linear
     return SE_NO_MEMORY;
   }
   fill(d, w, s);
-  if (!to_slots(d, w, flags)) {
+  if (!to_slots(d, w)) {
     give(w.arena, w.bytes);
     free(made);
     return SE_NO_MEMORY;
@@ -271,8 +271,8 @@ int64_t se_bytes(const void *linear) {
   return w.bytes + w.slots.bytes;
 }
 
-int64_t se_row_bytes(const void *linear, int32_t flags) {
+int64_t se_row_bytes(const void *linear) {
   const se::Weight &w = *(const se::Weight *)linear;
-  return se::by_slots(w, 1, flags) ? w.slots.bytes : w.bytes;
+  return se::by_slots(w, 1) ? w.slots.bytes : w.bytes;
 }
 }
