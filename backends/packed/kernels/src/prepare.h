@@ -101,21 +101,20 @@ inline void round_all(const float *x, float *out) {
 }
 
 // 64 columns in planes of bytes: codes as kHighPlane times a high byte plus a low one, both of at
-// most 127.
+// most 127. Words first and bytes of them then: loops that a compiler makes registers of.
 inline void store_planes(const Prepared &to, const float *x, const int32_t *q, int64_t at) {
   uint8_t *out = (uint8_t *)to.data + at;
-  const int64_t plane = to.tiles * kCols;
+  const int64_t plane = to.tiles * kCols, planes = to.form == kPlanesFloat ? 4 : 2;
+  alignas(64) uint32_t words[kCols];
+  for (int i = 0; to.form == kPlanesFloat && i < kCols; ++i) words[i] = bits_of(x[i]);
+  for (int i = 0; to.form == kPlanesBf16 && i < kCols; ++i) words[i] = to_bf16(x[i]);
   for (int i = 0; to.form == kPlanesCodes && i < kCols; ++i) {
     const float near = (float)q[i] * (1.f / kHighPlane) + kMagic;
-    const int32_t high = (int32_t)bits_of(near) - kMagicBits;
-    out[i] = (uint8_t)(q[i] - kHighPlane * high), out[plane + i] = (uint8_t)high;
+    const int32_t high = (int32_t)bits_of(near) - kMagicBits, low = q[i] - kHighPlane * high;
+    words[i] = ((uint32_t)high & 255) << 8 | ((uint32_t)low & 255);
   }
-  for (int i = 0; to.form == kPlanesBf16 && i < kCols; ++i) {
-    const uint32_t raw = to_bf16(x[i]);
-    out[i] = (uint8_t)raw, out[plane + i] = (uint8_t)(raw >> 8);
-  }
-  for (int p = 0; to.form == kPlanesFloat && p < 4; ++p)
-    for (int i = 0; i < kCols; ++i) out[p * plane + i] = (uint8_t)(bits_of(x[i]) >> (8 * p));
+  for (int64_t p = 0; p < planes; ++p, out += plane)
+    for (int i = 0; i < kCols; ++i) out[i] = (uint8_t)(words[i] >> (8 * p));
 }
 
 // 64 columns in plain rows.
