@@ -38,7 +38,7 @@ const uint8_t *scatter(const Weight &w, const uint8_t *mask, const uint8_t *from
       if (w.value == SE_INT4)
         *to = from[found / 2] >> (found % 2 * 4) & 15;
       else
-        memcpy(to, from + found * size, (size_t)size);
+        copy_value(to, from + found * size, size);
     }
   return from + bytes_of(w.value, found);
 }
@@ -54,7 +54,7 @@ uint8_t *gather(const Weight &w, const Grid &grid, int64_t width, uint8_t *to) {
         if (w.value == SE_INT4)
           to[found / 2] = (uint8_t)(found % 2 ? to[found / 2] | *value << 4 : *value);
         else
-          memcpy(to + found * size, value, (size_t)size);
+          copy_value(to + found * size, value, size);
       }
   return to + bytes_of(w.value, found);
 }

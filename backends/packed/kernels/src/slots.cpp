@@ -12,11 +12,13 @@ constexpr int64_t kMostColumns = kFlushTiles * kCols; // of a section
 // from 30 % zeros on, where they are 75: all types gain over strips and the file's order.
 constexpr int64_t kMostValues = 80;
 
-// The kept columns of a section, row by row.
+constexpr uint16_t kNone = 0xffff;
+
+// The kept columns of a section, row by row; kEach times kNone behind the last.
 struct Section {
   int64_t columns; // the section's width
   int64_t count[kRows];
-  uint16_t column[kRows][kMostColumns];
+  uint16_t column[kRows][kMostColumns + kEach];
   uint8_t value[kRows][kMostColumns][4]; // as stored; a 4-bit code in a byte
 };
 
@@ -33,38 +35,41 @@ const uint8_t *gather(const Weight &w, const uint8_t *mask, const uint8_t *value
                       Section &section) {
   const int64_t g = step(w.value), size = 4 / g;
   int64_t found = 0;
-  for (int64_t byte = 0; byte < kMaskBytes; ++byte)
-    for (uint32_t left = mask[byte]; left; left &= left - 1, ++found) {
-      const int64_t e = byte * 8 + __builtin_ctz(left), row = e / g % kRows;
-      const int64_t at = section.count[row]++;
-      section.column[row][at] = (uint16_t)(first + e / (kRows * g) * g + e % g);
-      uint8_t *to = section.value[row][at];
+  for (int64_t at = 0; at < kTile; at += 64) {
+    uint64_t left;
+    memcpy(&left, mask + at / 8, 8);
+    for (; left; left &= left - 1, ++found) {
+      const int64_t e = at + __builtin_ctzll(left), row = e / g % kRows;
+      const int64_t next = section.count[row]++;
+      section.column[row][next] = (uint16_t)(first + e / (kRows * g) * g + e % g);
+      uint8_t *to = section.value[row][next];
       if (w.value == SE_INT4)
         *to = values[found / 2] >> (found % 2 * 4) & 15;
       else
-        memcpy(to, values + found * size, (size_t)size);
+        copy_value(to, values + found * size, size);
     }
+  }
   return values + bytes_of(w.value, found);
 }
 
 // Calls slot(first column, from [8], count [8]) for each slot of 8 rows of a section: row r has its
-// kept columns [from, from + count) in it.
+// kept columns [from, from + count) in it. Without branches: rows differ in what they have left.
 template <class Slot> void each_slot(const Section &section, int64_t row0, Slot slot) {
   const int64_t last = section.columns - kWindow;
   int64_t from[kHalf] = {}, count[kHalf];
   for (;;) {
-    int64_t first = section.columns;
-    for (int64_t r = 0; r < kHalf; ++r)
-      if (from[r] < section.count[row0 + r] && section.column[row0 + r][from[r]] < first)
-        first = section.column[row0 + r][from[r]];
-    if (first == section.columns) return;
+    int64_t first = kNone;
+    for (int64_t r = 0; r < kHalf; ++r) {
+      const int64_t next = section.column[row0 + r][from[r]];
+      first = next < first ? next : first;
+    }
+    if (first == kNone) return;
     first = first < last ? first : last;
-    for (int64_t r = 0; r < kHalf; ++r)
-      for (count[r] = 0; count[r] < kEach; ++count[r]) {
-        const int64_t next = from[r] + count[r];
-        if (next == section.count[row0 + r]) break;
-        if (section.column[row0 + r][next] >= first + kWindow) break;
-      }
+    for (int64_t r = 0; r < kHalf; ++r) {
+      const uint16_t *next = section.column[row0 + r] + from[r];
+      count[r] = 0;
+      for (int64_t i = 0; i < kEach; ++i) count[r] += next[i] < first + kWindow;
+    }
     slot(first, from, count);
     for (int64_t r = 0; r < kHalf; ++r) from[r] += count[r];
   }
@@ -100,7 +105,7 @@ struct Writer {
     if (w->value == SE_INT4)
       values[place] |= (uint8_t)(*value << (4 * second));
     else
-      memcpy(values + number_of(w->value, second, place) * size, value, (size_t)size);
+      copy_value(values + number_of(w->value, second, place) * size, value, size);
     places[place] |= (uint8_t)(column << (4 * second));
   }
 };
@@ -117,6 +122,8 @@ template <class Each> void each_section(const Making &making, int64_t b, Each ea
     memset(section.count, 0, sizeof section.count);
     for (int64_t first = 0; c < end; ++c, first += kCols, mask += kMaskBytes)
       values = gather(w, mask, values, first, section);
+    for (int64_t r = 0; r < kRows; ++r)
+      for (int64_t i = 0; i < kEach; ++i) section.column[r][section.count[r] + i] = kNone;
     each(s, section);
   }
 }
