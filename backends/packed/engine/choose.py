@@ -35,7 +35,7 @@ TIMED = (1, 8, 64)
 """Rows that stand for each class of `CLASSES`."""
 GAIN = (1.1, 1.1, 1.3)
 """How much faster dense must be in each class: it takes the memory of another copy."""
-_ROUNDS = 7
+_ROUNDS = 15  # the smallest linears take tens of microseconds: seven chose by noise
 _FLUSH_BYTES = 96 << 20  # read before each call: more than a last-level cache holds
 
 
