@@ -12,8 +12,7 @@ struct TwoInt8 {
 struct TwoInt4 {
   static constexpr int kBytes = 16, kFit = 32767 / (2 * 7 * 127);
   static __m256i load(const uint8_t *at) {
-    const __m128i wide = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
-    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(wide), nibbles(at));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(codes_of_nibbles()), nibbles(at));
   }
 };
 

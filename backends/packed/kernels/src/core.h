@@ -2,7 +2,6 @@
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
-#include <string.h>
 
 #include "abi.h"
 
@@ -90,15 +89,6 @@ inline bool integer(int32_t value) { return value == SE_INT8 || value == SE_INT4
 inline int64_t step(int32_t value) { return value == SE_FP32 ? 1 : value < SE_FP32 ? 2 : 4; }
 inline int64_t bytes_of(int32_t value, int64_t count) {
   return value == SE_INT4 ? (count + 1) / 2 : count * (4 / step(value));
-}
-// One value of 1, 2 or 4 bytes: a length that the compiler knows saves a call for each.
-inline void copy_value(uint8_t *to, const uint8_t *from, int64_t size) {
-  if (size == 2)
-    memcpy(to, from, 2);
-  else if (size == 1)
-    *to = *from;
-  else
-    memcpy(to, from, 4);
 }
 inline size_t form_bytes(Form form) {
   if (form == kByte || form == kRowByte) return 1;

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "tile.h"
 #include "values.h"
 
 namespace se {
@@ -27,20 +28,11 @@ int64_t gcd(int64_t a, int64_t b) { return b ? gcd(b, a % b) : a; }
 // One tile of the file into columns [64 t, 64 t + 64) of the grid; returns the next tile's values.
 const uint8_t *scatter(const Weight &w, const uint8_t *mask, const uint8_t *from, int64_t t,
                        Grid &grid) {
-  const int64_t g = step(w.value), size = w.value == SE_INT4 ? 1 : 4 / g;
-  int64_t found = 0;
-  for (int64_t byte = 0; byte < kMaskBytes; ++byte)
-    for (uint32_t left = mask[byte]; left; left &= left - 1, ++found) {
-      const int64_t e = byte * 8 + __builtin_ctz(left);
-      const int64_t r = e / g % kRows, k = e / (kRows * g) * g + e % g + t * kCols;
-      grid.kept[r][k / 8] |= (uint8_t)(1 << k % 8);
-      uint8_t *to = grid.values[r][k];
-      if (w.value == SE_INT4)
-        *to = from[found / 2] >> (found % 2 * 4) & 15;
-      else
-        copy_value(to, from + found * size, size);
-    }
-  return from + bytes_of(w.value, found);
+  return each_kept(w.value, mask, from, [&](int64_t r, int64_t column) {
+    const int64_t k = column + t * kCols;
+    grid.kept[r][k / 8] |= (uint8_t)(1 << k % 8);
+    return grid.values[r][k];
+  });
 }
 
 // The grid's kept values in order; returns the place for the next strip's.

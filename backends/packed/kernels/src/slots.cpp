@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "tile.h"
+
 namespace se {
 namespace {
 
@@ -29,28 +31,6 @@ struct Making {
   uint8_t *data;
   int64_t *begins;
 };
-
-// One tile of the file, its columns from `first` on; returns the next tile's values.
-const uint8_t *gather(const Weight &w, const uint8_t *mask, const uint8_t *values, int64_t first,
-                      Section &section) {
-  const int64_t g = step(w.value), size = 4 / g;
-  int64_t found = 0;
-  for (int64_t at = 0; at < kTile; at += 64) {
-    uint64_t left;
-    memcpy(&left, mask + at / 8, 8);
-    for (; left; left &= left - 1, ++found) {
-      const int64_t e = at + __builtin_ctzll(left), row = e / g % kRows;
-      const int64_t next = section.count[row]++;
-      section.column[row][next] = (uint16_t)(first + e / (kRows * g) * g + e % g);
-      uint8_t *to = section.value[row][next];
-      if (w.value == SE_INT4)
-        *to = values[found / 2] >> (found % 2 * 4) & 15;
-      else
-        copy_value(to, values + found * size, size);
-    }
-  }
-  return values + bytes_of(w.value, found);
-}
 
 // Calls slot(first column, from [8], count [8]) for each slot of 8 rows of a section: row r has its
 // kept columns [from, from + count) in it. Without branches: rows differ in what they have left.
@@ -121,7 +101,11 @@ template <class Each> void each_section(const Making &making, int64_t b, Each ea
     section.columns = (end - c) * kCols;
     memset(section.count, 0, sizeof section.count);
     for (int64_t first = 0; c < end; ++c, first += kCols, mask += kMaskBytes)
-      values = gather(w, mask, values, first, section);
+      values = each_kept(w.value, mask, values, [&](int64_t row, int64_t column) {
+        const int64_t next = section.count[row]++;
+        section.column[row][next] = (uint16_t)(first + column);
+        return section.value[row][next];
+      });
     for (int64_t r = 0; r < kRows; ++r)
       for (int64_t i = 0; i < kEach; ++i) section.column[r][section.count[r] + i] = kNone;
     each(s, section);

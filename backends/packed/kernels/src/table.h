@@ -81,10 +81,15 @@ inline int64_t kept(const uint8_t *mask) {
   return found;
 }
 
+// Nibble to code: what a shuffle of bytes looks up.
+inline __m128i codes_of_nibbles() {
+  return _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
+}
+
 // 4-bit codes as bytes into `out`, which has room for whole registers; returns the next tile's.
 inline const uint8_t *widen_nibbles(const uint8_t *values, int64_t count, uint8_t *out) {
   const __m128i low = _mm_set1_epi8(15);
-  const __m128i wide = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
+  const __m128i wide = codes_of_nibbles();
   const int64_t bytes = (count + 1) / 2;
   for (int64_t i = 0; i < bytes; i += 16) {
     const __m128i both = _mm_loadu_si128((const __m128i *)(values + i));
