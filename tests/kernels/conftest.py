@@ -30,6 +30,12 @@ def kernels() -> Library:
     return library()
 
 
+@pytest.fixture(scope="session", params=["native", "emulated"])
+def each_build(request: pytest.FixtureRequest) -> Library:
+    """What runs here, and all units whether they run here or not."""
+    return request.getfixturevalue("kernels" if request.param == "native" else "emulated")
+
+
 @pytest.fixture(scope="session")
 def emulated() -> Library:
     """All units: those this machine has not run their logic over AVX2."""

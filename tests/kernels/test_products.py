@@ -63,36 +63,38 @@ def test_every_path(values: ValueType, kind: tuple, emulated: Library) -> None:
 
 
 @pytest.mark.parametrize("values", list(ValueType))
-def test_native_paths(values: ValueType, kernels: Library) -> None:
-    compare(source("ragged", values, (50, 300)), kernels, ROWS)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind[0]}{kind[1]}:{kind[2]}")
+def test_native_paths(values: ValueType, kind: tuple, kernels: Library) -> None:
+    compare(source(kind[0], values, (50, 300), n=kind[1], m=kind[2]), kernels, ROWS)
 
 
 @pytest.mark.parametrize("density", [0.0, 0.002, 1.0])
 @pytest.mark.parametrize("values", list(ValueType))
-def test_empty_and_full(values: ValueType, density: float, emulated: Library) -> None:
-    compare(source("ragged", values, (37, 190), density=density), emulated, [1, 5])
+def test_empty_and_full(values: ValueType, density: float, each_build: Library) -> None:
+    compare(source("ragged", values, (37, 190), density=density), each_build, [1, 5, 70])
 
 
-def test_integer_paths_agree_bit_for_bit(emulated: Library) -> None:
+def test_integer_paths_agree_bit_for_bit(each_build: Library) -> None:
     for precision in ("int8", "int16"):
         made = source("ragged", "int8", (48, 1700), density=0.9, group=128)
         x, parts = activations(6, 1700), made.pack()
         found = [
-            CpuLinear.build(made.spec, parts, isa, precision=precision, lib=emulated)(x)
-            for isa in emulated.isas()
+            CpuLinear.build(made.spec, parts, isa, precision=precision, lib=each_build)(x)
+            for isa in each_build.isas()
         ]
         assert len(found) >= 2
         assert all(np.array_equal(found[0], each) for each in found[1:])
 
 
-def test_largest_codes_do_not_overflow(emulated: Library) -> None:
+def test_largest_codes_do_not_overflow(each_build: Library) -> None:
     made = source("dense", "int8", (16, 4096))
     codes = np.full((16, 4096), 127, np.int8)
     made = Source(made.spec, codes, made.kept, np.ones((16, 1), BF16))
     x = np.full((2, 4096), 1.0, np.float32)
-    for isa in emulated.isas():
+    for isa in each_build.isas():
         for precision in ("int8", "int16"):
-            linear = CpuLinear.build(made.spec, made.pack(), isa, precision=precision, lib=emulated)
+            parts = made.pack()
+            linear = CpuLinear.build(made.spec, parts, isa, precision=precision, lib=each_build)
             assert np.allclose(linear(x), 127.0 * 4096, rtol=1e-6), isa
 
 
@@ -137,17 +139,17 @@ GROUPS = [(v, g) for v in ValueType for g in ((0, 64, 192, 640) if v.quantised e
 
 
 @pytest.mark.parametrize(("values", "group"), GROUPS)
-def test_strips(values: ValueType, group: int, kernels: Library) -> None:
+def test_strips(values: ValueType, group: int, each_build: Library) -> None:
     """Sparse enough for strips and lists: widths and groups that end within one."""
     for shape in ((33, 1100), (20, 257)):
         made = source("ragged", values, shape, density=0.2, group=group)
-        compare(made, kernels, [1, 2, 3, 4, 5, 8, 9, 16, 40, 200])
+        compare(made, each_build, [1, 2, 3, 4, 5, 8, 9, 16, 40, 64, 70, 200])
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (2, 8), (1, 8), (3, 16)])
 @pytest.mark.parametrize("values", ["bf16", "int8", "int4"])
-def test_strips_of_nm(values: str, n: int, m: int, kernels: Library) -> None:
-    compare(source("nm", values, (50, 700), n=n, m=m), kernels, [1, 4, 7, 16])
+def test_strips_of_nm(values: str, n: int, m: int, each_build: Library) -> None:
+    compare(source("nm", values, (50, 700), n=n, m=m), each_build, [1, 4, 7, 16, 64])
 
 
 def test_nm_by_tile_count_only(kernels: Library) -> None:

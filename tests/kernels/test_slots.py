@@ -161,3 +161,12 @@ def test_empty_windows_take_no_slot(avx2: Library) -> None:
     bias = np.arange(32, dtype=np.float32)
     linear = CpuLinear.build(made.spec, made.pack(), Isa.AVX2, bias=bias, lib=avx2)
     assert np.array_equal(linear(activations(1, 512))[0], bias)
+
+
+def test_where_the_file_expands_in_one_instruction(emulated: Library) -> None:
+    """With VBMI2 the copy is for many zeros only; without, as on AVX2."""
+    for density, vbmi2 in ((0.1, True), (0.35, False)):
+        made = source("ragged", "bf16", (32, 1024), density=density)
+        for isa, slotted in ((Isa.AVX512, True), (Isa.AVX512_VNNI, vbmi2)):
+            linear = CpuLinear.build(made.spec, made.pack(), isa, lib=emulated)
+            assert (linear.row_nbytes == built(made, emulated).row_nbytes) is slotted, isa

@@ -32,15 +32,21 @@ _AVX512 = (
     _AVX2.replace("haswell", "icelake-server")
     + " -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512"
     # g++ 12 warns of the undefined registers in its own header.
-    + " -Wno-maybe-uninitialized"
+    + " -Wno-maybe-uninitialized -Wno-uninitialized"
 )
-_BF16 = f"{_AVX512} -mavx512vbmi -mavx512vbmi2 -mavx512bf16 -mavx512vnni"
+_VNNI = f"{_AVX512} -mavx512vbmi -mavx512vbmi2 -mavx512vnni"
+_BF16 = f"{_VNNI} -mavx512bf16"
 _COMMON_UNITS = (
     *("isa", "pool", "weight", "rows", "slots", "run", "portable"),
     *("steps", "decoder", "decode", "onnx_op"),
 )
 _VENDORED = SOURCES / "onnxruntime"  # headers of others: no warnings of theirs
-_X86_UNITS = {"avx2": (1, _AVX2), "avx512": (2, _AVX512), "avx512_bf16": (3, _BF16)}
+_X86_UNITS = {
+    "avx2": (1, _AVX2),
+    "avx512": (2, _AVX512),
+    "avx512_vnni": (3, _VNNI),
+    "avx512_bf16": (4, _BF16),
+}
 _PARTS = {"avx2": ("avx2", "steps_avx2")}  # files of an instruction set that has several
 _SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -g -DSE_SANITIZE"
 

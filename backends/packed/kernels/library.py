@@ -14,7 +14,7 @@ from exporter.errors import EngineUnfit
 
 __all__ = ["ISA_VARIABLE", "Desc", "Isa", "Job", "Library", "library"]
 
-ABI = 6
+ABI = 7
 ISA_VARIABLE = "SPARSE_EXPORT_ISA"
 
 
@@ -24,11 +24,12 @@ class Isa(IntEnum):
     PORTABLE = 0
     AVX2 = 1
     AVX512 = 2
-    AVX512_BF16 = 3
+    AVX512_VNNI = 3
+    AVX512_BF16 = 4
 
     @property
     def label(self) -> str:
-        """As the environment variable names it: portable, avx2, avx512, avx512-bf16."""
+        """As the environment variable names it: portable, avx2, avx512, avx512-vnni, avx512-bf16."""
         return self.name.lower().replace("_", "-")
 
 

@@ -7,13 +7,15 @@
 extern "C" {
 #endif
 #define SE_API __attribute__((visibility("default")))
-#define SE_ABI_VERSION 6
+#define SE_ABI_VERSION 7
 #define SE_OPERATORS 1 /* version of the ONNX domain "sparse_export" (onnx_op.cpp) */
 
 enum { SE_RAGGED = 0, SE_NM = 1, SE_DENSE = 2 };                              /* kind */
 enum { SE_BF16 = 0, SE_FP16 = 1, SE_FP32 = 2, SE_INT8 = 3, SE_INT4 = 4, SE_FP8 = 5 };
 enum { SE_X_F32 = 0, SE_X_BF16 = 1 };                                         /* type of x and y */
-enum { SE_PORTABLE = 0, SE_AVX2 = 1, SE_AVX512 = 2, SE_AVX512_BF16 = 3, SE_ISAS = 4 };
+enum {
+  SE_PORTABLE = 0, SE_AVX2 = 1, SE_AVX512 = 2, SE_AVX512_VNNI = 3, SE_AVX512_BF16 = 4, SE_ISAS = 5
+};
 enum { SE_OK = 0, SE_INVALID = 1, SE_NO_MEMORY = 2, SE_NO_ISA = 3 };
 /* Flags: 16-bit activations for int8 and int4 values, otherwise 8-bit; float32 activations for
    bfloat16 values, otherwise rounded to bfloat16. */

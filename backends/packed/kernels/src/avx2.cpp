@@ -1,8 +1,7 @@
 // AVX2, FMA and F16C: tables expand a tile, 256-bit registers multiply it.
-#include "avx2_code_slots.h"
 #include "avx2_expand.h"
-#include "avx2_float_slots.h"
-#include "avx2_skip.h"
+#include "avx2_few.h"
+#include "avx2_lists.h"
 
 namespace {
 
@@ -213,7 +212,7 @@ SE_STRAIGHT(fp32, float, float)
 SE_STRAIGHT(int8, int16_t, int32_t)
 
 struct Floats : FloatSums {
-  static constexpr int64_t kDirect = kFew;
+  static constexpr int64_t kDirect = kFew, kBeside = 1;
   static const uint8_t *expand(int32_t value, const uint8_t *mask, const uint8_t *values,
                                void *panel) {
     return avx2_floats(value, mask, values, (float *)panel);
@@ -226,11 +225,13 @@ struct Floats : FloatSums {
     if (value == SE_FP32) return fp32(mask, values, x, lines, sums);
     alignas(64) float panel[kTile];
     values = expand(value, mask, values, panel);
-    multiply(panel, x, lines, sums);
+    multiply(panel, 1, x, lines, &sums);
     return values;
   }
-  static void multiply(const void *panel, const float *x, int64_t lines, float *sums) {
+  static void multiply(const void *panel, int64_t, const float *x, int64_t lines,
+                       float *const *to) {
     const float *w = (const float *)panel;
+    float *sums = *to;
     for (; lines >= 6; lines -= 6, x += 6 * kCols, sums += 6 * kRows)
       floats_times<6, 1>(w, x, sums);
     if (lines == 5) return floats_times<5, 1>(w, x, sums);
@@ -242,7 +243,7 @@ struct Floats : FloatSums {
 };
 
 struct Codes : Int16Sums {
-  static constexpr int64_t kDirect = kFew;
+  static constexpr int64_t kDirect = kFew, kBeside = 1;
   static const uint8_t *expand(int32_t value, const uint8_t *mask, const uint8_t *values,
                                void *panel) {
     return avx2_int16(value, mask, values, (int16_t *)panel);
@@ -256,8 +257,10 @@ struct Codes : Int16Sums {
     straight(mask, codes, x, lines, sums);
     return next;
   }
-  static void multiply(const void *panel, const int16_t *x, int64_t lines, int32_t *sums) {
+  static void multiply(const void *panel, int64_t, const int16_t *x, int64_t lines,
+                       int32_t *const *to) {
     const int16_t *w = (const int16_t *)panel;
+    int32_t *sums = *to;
     for (; lines >= 4; lines -= 4, x += 4 * kCols, sums += 4 * kRows)
       codes_times<4, 1>(w, x, sums);
     if (lines == 3) return codes_times<3, 1>(w, x, sums);
@@ -266,48 +269,21 @@ struct Codes : Int16Sums {
   }
 };
 
-// One row of x by slots, few along the rows of strips, many by lists of columns; dense by panels.
+// Dense weights and those of nearly no zeros go by panels.
 Form form(const Weight &w, int64_t m, int32_t flags) {
-  if (by_slots(w, m) && integer(w.value)) return flags & SE_ACT16 ? kPlanesCodes : kRowByte;
-  if (by_slots(w, m)) return halves(w, flags) ? kPlanesBf16 : kPlanesFloat;
-  if (!w.strip) return usual_form(w, m, flags);
-  const bool few = m <= kFewRows;
-  if (integer(w.value)) return !few ? kLanesCodes : flags & SE_ACT16 ? kRowInt16 : kRowByte;
-  if (halves(w, flags)) return few ? kRowFromBf16 : kLanesFromBf16;
-  return few ? kRowFloat : kLanesFloat;
-}
-
-template <template <int> class Row>
-void few(const Weight &w, const Prepared &x, const se_job &job, int32_t y_type, int64_t b0,
-         int64_t b1) {
-  const auto run = w.fixed == 4   ? few_rows<Row<4>>
-                   : w.fixed == 2 ? few_rows<Row<2>>
-                                  : few_rows<Row<0>>;
-  run(w, x, job, y_type, b0, b1);
+  return w.strip || by_slots(w, m) ? sparse_form(w, m, flags) : usual_form(w, m, flags);
 }
 
 void run(const Weight &w, const Prepared &x, const se_job &job, int32_t y_type, int64_t b0,
          int64_t b1) {
-  if (by_slots(w, x.m))
-    return (integer(w.value) ? one_row_of_codes : one_row_of_floats)(w, x, job, y_type, b0, b1);
-  if (!w.strip)
-    return (integer(w.value) ? run_blocks<Codes> : run_blocks<Floats>)(w, x, job, y_type, b0, b1);
-  switch (x.form) {
-  case kRowFromBf16:
-    return few<RowBf16>(w, x, job, y_type, b0, b1);
-  case kRowByte:
-    return few<RowByte>(w, x, job, y_type, b0, b1);
-  case kRowInt16:
-    return few_rows<RowInt16<0>>(w, x, job, y_type, b0, b1);
-  case kRowFloat:
-    if (w.value == SE_BF16) return few<RowBf16>(w, x, job, y_type, b0, b1);
-    return (w.value == SE_FP16 ? few_rows<RowFp16<0>> : few_rows<RowFp32<0>>)(w, x, job, y_type, b0,
-                                                                              b1);
-  default:
-    return many_rows(w, x, job, y_type, b0, b1);
-  }
+  const auto lists = x.m <= 8 ? many_rows<ByHalves<1>> : many_rows<ByHalves<2>>;
+  const auto way = lanes(x.form)       ? lists
+                   : narrow(x.form)    ? few_rows_of_x
+                   : integer(w.value) ? run_blocks<Codes>
+                                      : run_blocks<Floats>;
+  way(w, x, job, y_type, b0, b1);
 }
 
 } // namespace
 
-const Kernels se::kAvx2 = {form, prepare_rows, run, avx2_unpack};
+const Kernels se::kAvx2 = {kLanes, form, prepare_rows, run, avx2_unpack};

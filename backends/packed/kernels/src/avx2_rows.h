@@ -258,7 +258,8 @@ void few_rows(const Weight &w, const Prepared &x, const se_job &job, int32_t y_t
   alignas(64) uint8_t codes[kCodesRoom];
   for (int64_t i = 0; i < lines * kRows; ++i) sums[i] = zero(Acc());
   for (int64_t b = b0; b < b1; ++b) {
-    const uint8_t *mask = w.mask + b * w.tiles * kMaskBytes, *values = w.values + w.begins[b];
+    const uint8_t *mask = w.strips.mask + b * w.tiles * kMaskBytes;
+    const uint8_t *values = w.strips.values + w.begins[b];
     memset(all, 0, sizeof(float) * (size_t)(lines * kRows));
     for (int64_t c = 0; c < w.tiles; c += w.strip) {
       const int64_t width = strip_width(w, c), next = c + width / kCols;

@@ -1,7 +1,7 @@
 // Steps of the 512-bit units with AVX-512 F, BW, VL and DQ alone.
 #pragma once
 #include "avx2_expand.h"
-#include "vec512.h"
+#include "avx512_panel.h"
 
 namespace {
 
@@ -67,66 +67,8 @@ inline const uint8_t *wide_unpack(int32_t value, const uint8_t *mask, const uint
   return next;
 }
 
-template <int kLines, int kSets>
-__attribute__((noinline)) void wide_floats_times(const float *w, const float *x, float *to) {
-  F16x sums[kSets][kLines];
-#pragma GCC unroll 16
-  for (int s = 0; s < kSets; ++s)
-#pragma GCC unroll 16
-    for (int m = 0; m < kLines; ++m) sums[s][m] = zero_f();
-#pragma GCC unroll 1
-  for (int k = 0; k < kCols; k += kSets) {
-#pragma GCC unroll 16
-    for (int s = 0; s < kSets; ++s) {
-      const F16x each = load_f(w + (k + s) * kRows);
-#pragma GCC unroll 16
-      for (int m = 0; m < kLines; ++m)
-        sums[s][m] = fma_f(each, set1_f(x[m * kCols + k + s]), sums[s][m]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int m = 0; m < kLines; ++m) {
-#pragma GCC unroll 16
-    for (int s = 1; s < kSets; ++s) sums[0][m] = add_f(sums[0][m], sums[s][m]);
-    store_f(to + m * kRows, add_f(load_f(to + m * kRows), sums[0][m]));
-  }
-}
-
-inline int32_t word_at(const void *from) {
-  int32_t word;
-  memcpy(&word, from, 4);
-  return word;
-}
-
-template <int kLines, int kSets>
-__attribute__((noinline)) void wide_codes_times(const int16_t *w, const int16_t *x, int32_t *to) {
-  I16x sums[kSets][kLines];
-#pragma GCC unroll 16
-  for (int s = 0; s < kSets; ++s)
-#pragma GCC unroll 16
-    for (int m = 0; m < kLines; ++m) sums[s][m] = zero_i();
-#pragma GCC unroll 1
-  for (int k = 0; k < kCols; k += 2 * kSets) {
-#pragma GCC unroll 16
-    for (int s = 0; s < kSets; ++s) {
-      const I16x each = load_i(w + (k + 2 * s) * kRows);
-#pragma GCC unroll 16
-      for (int m = 0; m < kLines; ++m) {
-        const I16x pair = set1_i(word_at(x + m * kCols + k + 2 * s));
-        sums[s][m] = add_i(sums[s][m], madd_i16(each, pair));
-      }
-    }
-  }
-#pragma GCC unroll 16
-  for (int m = 0; m < kLines; ++m) {
-#pragma GCC unroll 16
-    for (int s = 1; s < kSets; ++s) sums[0][m] = add_i(sums[0][m], sums[s][m]);
-    store_i(to + m * kRows, add_i(load_i(to + m * kRows), sums[0][m]));
-  }
-}
-
 struct WideFloats : FloatSums {
-  static constexpr int64_t kDirect = 0;
+  static constexpr int64_t kDirect = 0, kBeside = 2;
   static const uint8_t *expand(int32_t value, const uint8_t *mask, const uint8_t *values,
                                void *panel) {
     return wide_floats(value, mask, values, (float *)panel);
@@ -135,20 +77,14 @@ struct WideFloats : FloatSums {
                                int64_t, float *) {
     return values;
   }
-  static void multiply(const void *panel, const float *x, int64_t lines, float *sums) {
-    const float *w = (const float *)panel;
-    for (; lines >= 12; lines -= 12, x += 12 * kCols, sums += 12 * kRows)
-      wide_floats_times<12, 1>(w, x, sums);
-    for (; lines >= 4; lines -= 4, x += 4 * kCols, sums += 4 * kRows)
-      wide_floats_times<4, 2>(w, x, sums);
-    if (lines == 3) return wide_floats_times<3, 2>(w, x, sums);
-    if (lines == 2) return wide_floats_times<2, 4>(w, x, sums);
-    if (lines == 1) return wide_floats_times<1, 8>(w, x, sums);
+  static void multiply(const void *panels, int64_t count, const float *x, int64_t lines,
+                       float *const *sums) {
+    panels_by_two<FloatDot, 64>(panels, count, x, lines, sums);
   }
 };
 
 struct WideCodes : Int16Sums {
-  static constexpr int64_t kDirect = 0;
+  static constexpr int64_t kDirect = 0, kBeside = 2;
   static const uint8_t *expand(int32_t value, const uint8_t *mask, const uint8_t *values,
                                void *panel) {
     return avx2_int16(value, mask, values, (int16_t *)panel);
@@ -157,15 +93,9 @@ struct WideCodes : Int16Sums {
                                int64_t, int32_t *) {
     return values;
   }
-  static void multiply(const void *panel, const int16_t *x, int64_t lines, int32_t *sums) {
-    const int16_t *w = (const int16_t *)panel;
-    for (; lines >= 12; lines -= 12, x += 12 * kCols, sums += 12 * kRows)
-      wide_codes_times<12, 1>(w, x, sums);
-    for (; lines >= 4; lines -= 4, x += 4 * kCols, sums += 4 * kRows)
-      wide_codes_times<4, 1>(w, x, sums);
-    if (lines == 3) return wide_codes_times<3, 2>(w, x, sums);
-    if (lines == 2) return wide_codes_times<2, 4>(w, x, sums);
-    if (lines == 1) return wide_codes_times<1, 4>(w, x, sums);
+  static void multiply(const void *panels, int64_t count, const int16_t *x, int64_t lines,
+                       int32_t *const *sums) {
+    panels_by_two<WordDot, 32>(panels, count, x, lines, sums);
   }
 };
 

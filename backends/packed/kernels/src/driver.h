@@ -4,8 +4,9 @@
 //   X, Acc             types of prepared x and of sums
 //   kPlanes            lines of x that make one row (2: high and low bytes)
 //   kDirect            at most so many lines go straight from mask to sums
+//   kBeside            panels, of as many row blocks, that are multiplied at a time
 //   expand(value, mask, values, panel)            one tile; returns the next tile's values
-//   multiply(panel, x, lines, sums)               sums [lines, 16] += panel times x [lines, 64]
+//   multiply(panels, count, x, lines, sums)       each sums [lines, 16] += its panel times x [lines, 64]
 //   direct(value, mask, values, x, lines, sums)   both at once
 //   total(sums, codes)                            a row's sum from its planes
 #pragma once
@@ -19,10 +20,11 @@ inline void prefetch(const uint8_t *from, const uint8_t *to) {
   for (const uint8_t *at = from; at < to; at += 64) __builtin_prefetch(at);
 }
 
+constexpr int64_t kGroup = 8; // row blocks that meet a tile of many lines while it is in the caches
+
 template <class K> struct Sums {
   alignas(64) typename K::Acc now[kMaxLines * kRows];
   alignas(64) float all[kMaxLines * kRows];
-  alignas(64) uint8_t panel[kPanelBytes];
 };
 
 // Adds the sums since the last flush, scaled, and clears them.
@@ -54,43 +56,68 @@ inline void store(const Prepared &x, const se_job &job, int32_t y_type, const We
   }
 }
 
+struct Walk { // the next tile of a row block
+  const uint8_t *mask, *values;
+};
+
 template <class K>
-void run_block(const Weight &w, const Prepared &x, int64_t b, int64_t m0, int64_t m, Sums<K> &s) {
-  const int64_t lines = m * K::kPlanes;
+void run_tile(int32_t value, Walk *at, int64_t count, const typename K::X *x, int64_t lines,
+              Sums<K> *s, uint8_t *panels) {
   const bool straight = lines <= K::kDirect;
-  const uint8_t *values = w.values + w.begins[b];
-  const uint8_t *mask = w.mask ? w.mask + b * w.tiles * kMaskBytes : nullptr;
+  typename K::Acc *sums[K::kBeside];
+  for (int64_t i = 0; i < count; ++i) {
+    const uint8_t *from = at[i].values;
+    at[i].values = straight ? K::direct(value, at[i].mask, from, x, lines, s[i].now)
+                            : K::expand(value, at[i].mask, from, panels + i * kPanelBytes);
+    prefetch(from + kAhead, at[i].values + kAhead);
+    at[i].mask = at[i].mask ? at[i].mask + kMaskBytes : nullptr;
+    sums[i] = s[i].now;
+  }
+  if (!straight) K::multiply(panels, count, x, lines, sums);
+}
+
+// Row blocks [b, b + blocks) of rows [m0, m0 + m) of x, tile by tile.
+template <class K>
+void run_group(const Weight &w, const Prepared &x, int64_t b, int64_t blocks, int64_t m0, int64_t m,
+               Sums<K> *s) {
+  alignas(64) uint8_t panels[K::kBeside * kPanelBytes];
+  Walk at[kGroup];
+  for (int64_t i = 0; i < blocks; ++i)
+    at[i] = {w.mask ? w.mask + (b + i) * w.tiles * kMaskBytes : nullptr, w.values + w.begins[b + i]};
   const typename K::X *data = (const typename K::X *)x.data + m0 * K::kPlanes * kCols;
-  for (int64_t c = 0, since = 0; c < w.tiles; ++c) {
-    const uint8_t *from = values;
-    if (straight) {
-      values = K::direct(w.value, mask, values, data, lines, s.now);
-    } else {
-      values = K::expand(w.value, mask, values, s.panel);
-      K::multiply(s.panel, data, lines, s.now);
+  for (int64_t c = 0, since = 0; c < w.tiles; ++c, data += x.m * K::kPlanes * kCols) {
+    for (int64_t i = 0; i < blocks; i += K::kBeside) {
+      const int64_t count = blocks - i < K::kBeside ? blocks - i : K::kBeside;
+      run_tile<K>(w.value, at + i, count, data, m * K::kPlanes, s + i, panels);
     }
-    prefetch(from + kAhead, values + kAhead);
-    data += x.m * K::kPlanes * kCols;
-    mask = mask ? mask + kMaskBytes : nullptr;
     if (++since < w.flush && c + 1 < w.tiles) continue;
     since = 0;
-    const float *scales = w.scales ? w.scales + (b * w.groups + c / w.group_tiles) * kRows : nullptr;
-    flush<K>(s, m, scales, w.sums ? w.sums + (b * w.flushes + c / w.flush) * kRows : nullptr);
+    for (int64_t i = 0; i < blocks; ++i) {
+      const int64_t scale = ((b + i) * w.groups + c / w.group_tiles) * kRows;
+      const int64_t sum = ((b + i) * w.flushes + c / w.flush) * kRows;
+      flush<K>(s[i], m, w.scales ? w.scales + scale : nullptr, w.sums ? w.sums + sum : nullptr);
+    }
   }
 }
 
 template <class K>
 void run_blocks(const Weight &w, const Prepared &x, const se_job &job, int32_t y_type, int64_t b0,
                 int64_t b1) {
-  Sums<K> s;
   constexpr int64_t kMost = kMaxLines / K::kPlanes;
-  for (int64_t b = b0; b < b1; ++b)
+  const int64_t group = x.m * K::kPlanes <= K::kDirect ? 1 : kGroup;
+  Sums<K> s[kGroup];
+  for (int64_t b = b0; b < b1; b += group)
     for (int64_t m0 = 0; m0 < x.m; m0 += kMost) {
       const int64_t m = x.m - m0 < kMost ? x.m - m0 : kMost;
-      memset(s.now, 0, sizeof(typename K::Acc) * (size_t)(m * K::kPlanes * kRows));
-      memset(s.all, 0, sizeof(float) * (size_t)(m * kRows));
-      run_block<K>(w, x, b, m0, m, s);
-      for (int64_t i = 0; i < m; ++i) store(x, job, y_type, w, b, m0 + i, s.all + i * kRows);
+      const int64_t blocks = b1 - b < group ? b1 - b : group;
+      for (int64_t i = 0; i < blocks; ++i) {
+        memset(s[i].now, 0, sizeof(typename K::Acc) * (size_t)(m * K::kPlanes * kRows));
+        memset(s[i].all, 0, sizeof(float) * (size_t)(m * kRows));
+      }
+      run_group<K>(w, x, b, blocks, m0, m, s);
+      for (int64_t i = 0; i < blocks; ++i)
+        for (int64_t line = 0; line < m; ++line)
+          store(x, job, y_type, w, b + i, m0 + line, s[i].all + line * kRows);
     }
 }
 

@@ -13,8 +13,7 @@ bool runs(int32_t isa) {
   if (!(SE_UNITS >> isa & 1)) return false;
 #if defined(__x86_64__)
 #ifdef SE_EMULATE // the 512-bit units over AVX2: for tests of their logic, slow
-  const bool wide = isa == SE_AVX512 || isa == SE_AVX512_BF16;
-  if (wide) isa = SE_AVX2;
+  if (isa >= SE_AVX512) isa = SE_AVX2;
 #endif
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -24,8 +23,10 @@ bool runs(int32_t isa) {
                       __builtin_cpu_supports("avx512dq");
   if (isa == SE_AVX2) return avx2;
   if (isa == SE_AVX512) return avx512;
-  return isa == SE_AVX512_BF16 && avx512 && __builtin_cpu_supports("avx512vbmi2") &&
-         __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vbmi2") &&
+                    __builtin_cpu_supports("avx512vnni");
+  if (isa == SE_AVX512_VNNI) return vnni;
+  return isa == SE_AVX512_BF16 && vnni && __builtin_cpu_supports("avx512bf16");
 #else
   return false;
 #endif
@@ -45,6 +46,10 @@ const Kernels *kernels(int32_t isa) {
     return &kAvx512;
 #endif
 #if SE_UNITS & 8
+  case SE_AVX512_VNNI:
+    return &kAvx512Vnni;
+#endif
+#if SE_UNITS & 16
   case SE_AVX512_BF16:
     return &kAvx512Bf16;
 #endif

@@ -21,7 +21,7 @@ const uint8_t *unpack_tile(int32_t value, const uint8_t *mask, const uint8_t *va
 }
 
 struct Floats : FloatSums {
-  static constexpr int64_t kDirect = 0;
+  static constexpr int64_t kDirect = 0, kBeside = 1;
   static const uint8_t *expand(int32_t value, const uint8_t *mask, const uint8_t *values,
                                void *panel) {
     return unpack_tile(value, mask, values, (float *)panel);
@@ -30,7 +30,9 @@ struct Floats : FloatSums {
                                float *) {
     return v;
   }
-  static void multiply(const void *panel, const float *x, int64_t lines, float *sums) {
+  static void multiply(const void *panel, int64_t, const float *x, int64_t lines,
+                       float *const *to) {
+    float *sums = *to;
     const float *w = (const float *)panel;
     for (int64_t m = 0; m < lines; ++m, x += kCols, sums += kRows) {
       float tile[kRows] = {}; // a tile's own sums first: the long sum rounds less often
@@ -42,7 +44,7 @@ struct Floats : FloatSums {
 };
 
 struct Codes : Int16Sums {
-  static constexpr int64_t kDirect = 0;
+  static constexpr int64_t kDirect = 0, kBeside = 1;
   static const uint8_t *expand(int32_t value, const uint8_t *mask, const uint8_t *values,
                                void *panel) {
     int16_t *out = (int16_t *)panel;
@@ -54,7 +56,9 @@ struct Codes : Int16Sums {
                                int64_t, int32_t *) {
     return v;
   }
-  static void multiply(const void *panel, const int16_t *x, int64_t lines, int32_t *sums) {
+  static void multiply(const void *panel, int64_t, const int16_t *x, int64_t lines,
+                       int32_t *const *to) {
+    int32_t *sums = *to;
     for (int64_t m = 0; m < lines; ++m, x += kCols, sums += kRows) {
       const int16_t *w = (const int16_t *)panel;
       for (int64_t pair = 0; pair < kCols; pair += 2, w += 2 * kRows)
@@ -71,4 +75,4 @@ void run(const Weight &w, const Prepared &x, const se_job &job, int32_t y_type, 
 
 } // namespace
 
-const Kernels se::kPortable = {usual_form, prepare_rows, run, unpack_tile};
+const Kernels se::kPortable = {kLanes, usual_form, prepare_rows, run, unpack_tile};

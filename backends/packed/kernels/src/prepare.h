@@ -150,8 +150,9 @@ inline void scale_of(const Source &from, const Prepared &to, int64_t m, float &i
   to.scale[m] = coded(to.form) ? top / to.most : 1.f;
 }
 
-// Columns [64 c, 64 c + 64) of 16 rows, one after the other, to 16 rows side by side.
-inline void stand_side_by_side(const float (*rows)[kCols], float *out) {
+// 64 columns of 16 rows, one after the other, to 16 rows side by side: `to_next` floats from a column
+// to the next.
+inline void stand_side_by_side(const float (*rows)[kCols], float *out, int64_t to_next) {
 #ifdef __AVX2__
   for (int64_t half = 0; half < kLanes; half += 8)
     for (int64_t k = 0; k < kCols; k += 8) {
@@ -168,13 +169,13 @@ inline void stand_side_by_side(const float (*rows)[kCols], float *out) {
       for (int i = 0; i < 4; ++i) {
         const __m256 low = _mm256_permute2f128_ps(a[i], a[i + 4], 0x20);
         const __m256 high = _mm256_permute2f128_ps(a[i], a[i + 4], 0x31);
-        _mm256_store_ps(out + (k + i) * kLanes + half, low);
-        _mm256_store_ps(out + (k + i + 4) * kLanes + half, high);
+        _mm256_store_ps(out + (k + i) * to_next + half, low);
+        _mm256_store_ps(out + (k + i + 4) * to_next + half, high);
       }
     }
 #else
   for (int64_t k = 0; k < kCols; ++k)
-    for (int64_t i = 0; i < kLanes; ++i) out[k * kLanes + i] = rows[i][k];
+    for (int64_t i = 0; i < kLanes; ++i) out[k * to_next + i] = rows[i][k];
 #endif
 }
 
@@ -184,11 +185,12 @@ inline void prepare_lanes(const Source &from, const Prepared &to, int64_t m0, in
   alignas(64) int32_t q[kCols];
   for (; m0 < m1; m0 += kLanes) {
     const int64_t count = m1 - m0 < kLanes ? m1 - m0 : kLanes;
-    float *out = (float *)to.data + m0 * to.tiles * kCols;
+    const int64_t chunk = m0 / to.side, wide = lanes_of(to.m, to.side, chunk);
+    float *out = (float *)to.data + chunk * to.side * to.tiles * kCols + m0 % to.side;
     float inverse[kLanes];
     for (int64_t i = 0; i < count; ++i) scale_of(from, to, m0 + i, inverse[i]);
     memset(rows, 0, sizeof rows);
-    for (int64_t c = 0; c < to.tiles; ++c, out += kCols * kLanes) {
+    for (int64_t c = 0; c < to.tiles; ++c, out += kCols * wide) {
       for (int64_t i = 0; i < count; ++i) {
         columns(from, to.cols, m0 + i, c, to.form == kLanesFloat ? rows[i] : x);
         if (to.form == kLanesFromBf16) round_all(x, rows[i]);
@@ -196,7 +198,7 @@ inline void prepare_lanes(const Source &from, const Prepared &to, int64_t m0, in
         codes(x, inverse[i], (int32_t)to.most, q);
         for (int k = 0; k < kCols; ++k) rows[i][k] = (float)q[k];
       }
-      stand_side_by_side(rows, out);
+      stand_side_by_side(rows, out, wide);
     }
   }
 }

@@ -9,8 +9,6 @@
 namespace se {
 namespace {
 
-constexpr int64_t kMostStrip = 4; // 256 columns of 16 rows of x in float32 are half an L1 cache
-
 struct Order {
   const se_desc *d;
   Weight *w;
@@ -19,8 +17,8 @@ struct Order {
 
 // A strip with every value in its place, and which of them are kept.
 struct Grid {
-  uint8_t kept[kRows][kMostStrip * kCols / 8];
-  uint8_t values[kRows][kMostStrip * kCols][4];
+  uint8_t kept[kRows][kStripTiles * kCols / 8];
+  uint8_t values[kRows][kStripTiles * kCols][4];
 };
 
 int64_t gcd(int64_t a, int64_t b) { return b ? gcd(b, a % b) : a; }
@@ -83,24 +81,28 @@ int32_t fixed_count(const se_desc &d, const uint8_t *mask) {
 // Measured on Zen 3, 16 rows of x at 50 to 90 % zeros: lists win once their products are fewer than
 // what a dense tile takes, in floats from half of them on, in codes (twice as many products an
 // instruction) from three quarters. One row of x is as fast either way, but faster in strips where
-// every byte of the mask has as many bits.
+// every byte of the mask has as many bits. The 512-bit units keep the file's order beside strips, and
+// choose anew for each number of rows of x (avx512_lists.h); with products of bfloat16, panels of it
+// are twice as fast as lists of floats could be.
 int64_t strip_tiles(const se_desc &d, const Weight &w) {
-  if (d.kind == SE_DENSE || w.isa != SE_AVX2 || w.value == SE_FP8) return 0;
-  const int64_t all = w.blocks * w.tiles * kTile, share = integer(w.value) ? 27 : 60; // percent
-  const bool few = d.values_bytes * 100 <= bytes_of(w.value, all) * share;
-  const bool fixed = d.kind == SE_NM && d.m <= 8 && d.n * 8 <= d.m * 4;
+  const bool never = w.isa == SE_PORTABLE || w.isa == SE_AVX512_BF16 || w.value == SE_FP8;
+  if (d.kind == SE_DENSE || never) return 0;
+  const bool few = w.kept <= (integer(w.value) ? kMostCodes : kMostFloats);
+  const bool fixed = w.isa == SE_AVX2 && d.kind == SE_NM && d.m <= 8 && d.n * 8 <= d.m * 4;
   if (!few && !fixed) return 0;
-  return integer(w.value) ? gcd(w.flush, kMostStrip) : kMostStrip;
+  return integer(w.value) ? gcd(w.flush, kStripTiles) : kStripTiles;
 }
 
 void to_strips(const se_desc &d, Weight &w, uint8_t *mask, uint8_t *values) {
   Order order = {&d, &w, mask, values};
   parallel(w.blocks, order_block, &order);
   w.fixed = fixed_count(d, mask);
+  w.strips.mask = mask, w.strips.values = values;
 }
 
 void unpack_strips(const Weight &w, int64_t b, float *out) {
-  const uint8_t *mask = w.mask + b * w.tiles * kMaskBytes, *values = w.values + w.begins[b];
+  const uint8_t *mask = w.strips.mask + b * w.tiles * kMaskBytes;
+  const uint8_t *values = w.strips.values + w.begins[b];
   memset(out, 0, (size_t)(kRows * w.cols) * sizeof(float));
   for (int64_t c = 0; c < w.tiles; c += w.strip) {
     const int64_t width = strip_width(w, c);

@@ -9,9 +9,14 @@
 
 namespace se {
 
-int64_t strip_tiles(const se_desc &d, const Weight &w); // 0: stays in the order of the file
+constexpr int64_t kMostFloats = 60, kMostCodes = 27; // of 100 weights, that make strips pay
+
+int64_t strip_tiles(const se_desc &d, const Weight &w); // 0: no strips
 void to_strips(const se_desc &d, Weight &w, uint8_t *mask, uint8_t *values);
 void unpack_strips(const Weight &w, int64_t b, float *out); // a row block, as se_unpack has it
+
+// Whether strips take the place of the file's order: AVX2 has no use for that.
+inline bool strips_alone(const Weight &w) { return w.strip && w.isa == SE_AVX2; }
 
 inline int64_t strip_width(const Weight &w, int64_t c) { // columns of the strip from tile c on
   return (w.tiles - c < w.strip ? w.tiles - c : w.strip) * kCols;

@@ -9,6 +9,7 @@ namespace {
 
 constexpr int64_t kMostJobs = 16;
 constexpr int64_t kPieces = 8; // parts for each thread: evens out what other processes take
+constexpr int64_t kMany = 64;  // rows of x from which on half as many: a part reads all of x
 
 struct Scratch {
   void *data = nullptr;
@@ -77,7 +78,8 @@ bool lay_out(Call &call, int32_t flags) {
   if (!at) return false;
   for (int form = 0; form < kForms; ++form) {
     Prepared &p = call.prepared[form];
-    p = {(Form)form, call.m, w.tiles, w.cols, nullptr, nullptr, flags & SE_ACT16 ? kMostWord : kMostByte};
+    p = {(Form)form, call.m, w.tiles, w.cols, nullptr, nullptr, flags & SE_ACT16 ? kMostWord : kMostByte,
+         call.kernels->side};
     if (!wanted[form]) continue;
     p.data = at + offsets[form];
     p.scale = (float *)(at + offsets[form] +
@@ -101,7 +103,7 @@ void prepare(Call &call) {
 void run(Call &call) {
   int64_t blocks = 0;
   for (int64_t j = 0; j < call.count; ++j) blocks += ((const Weight *)call.jobs[j].linear)->blocks;
-  const int64_t wanted = kPieces * sharers();
+  const int64_t wanted = (call.m < kMany ? kPieces : kPieces / 2) * sharers();
   call.each = blocks > wanted ? blocks / wanted : 1;
   call.first[0] = 0;
   for (int64_t j = 0; j < call.count; ++j) {
@@ -193,7 +195,7 @@ int32_t se_unpack(const void *linear, int64_t b0, int64_t b1, float *out) {
   const Weight &w = *(const Weight *)linear;
   if (b0 < 0 || b1 > w.blocks || b0 > b1) return SE_INVALID;
   float tile[kTile];
-  if (w.strip) {
+  if (w.strips.mask) {
     for (int64_t b = b0; b < b1; ++b) unpack_strips(w, b, out + (b - b0) * kRows * w.cols);
     return SE_OK;
   }

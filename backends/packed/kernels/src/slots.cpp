@@ -11,8 +11,12 @@ namespace {
 constexpr int64_t kMostColumns = kFlushTiles * kCols; // of a section
 
 // Values of slots, empty ones too, for 100 weights, up to which one row of x gains. Measured on Zen 3
-// from 30 % zeros on, where they are 75: all types gain over strips and the file's order.
-constexpr int64_t kMostValues = 80;
+// from 30 % zeros on, where they are 75: all types gain over strips and the file's order. With VBMI2,
+// measured on Ice Lake, the file's order is faster until zeros are so many that expanding them costs
+// more than bytes: slots gain at 80 % (27) and not at 70 % (36).
+int64_t most_values(int32_t isa) {
+  return isa == SE_AVX2 || isa == SE_AVX512 ? 80 : isa == SE_AVX512_VNNI ? 30 : 0;
+}
 
 constexpr uint16_t kNone = 0xffff;
 
@@ -165,7 +169,7 @@ void lay_out(Making &making, Weight &w, int64_t all) {
 
 bool to_slots(const se_desc &d, Weight &w) {
   w.slots = {};
-  if (d.kind == SE_DENSE || w.isa != SE_AVX2 || w.value == SE_FP8) return true;
+  if (d.kind == SE_DENSE || !most_values(w.isa) || w.value == SE_FP8) return true;
   const int64_t halves = 2 * w.blocks, room = halves * (int64_t)sizeof(int64_t);
   int64_t *twos = (int64_t *)take(room);
   if (!twos) return false;
@@ -173,7 +177,7 @@ bool to_slots(const se_desc &d, Weight &w) {
   parallel(w.blocks, count_block, &making);
   int64_t all = 0;
   for (int64_t h = 0; h < halves; ++h) all += twos[h];
-  const bool pays = all * 2 * kSlot * 100 <= kMostValues * w.blocks * w.tiles * kTile;
+  const bool pays = all * 2 * kSlot * 100 <= most_values(w.isa) * w.blocks * w.tiles * kTile;
   if (pays) lay_out(making, w, all);
   if (w.slots.arena) {
     parallel(w.blocks, fill_block, &making);

@@ -28,6 +28,18 @@ inline I16x widen_u16(const void *at) {
   return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)at));
 }
 inline I16x shift_up_16(I16x v) { return _mm512_slli_epi32(v, 16); }
+inline F16x repeat_4(const float *at) { return _mm512_broadcast_f32x4(_mm_loadu_ps(at)); }
+template <int kAt> inline F16x set1_of_4(F16x four) { return _mm512_permute_ps(four, kAt * 0x55); }
+// Of 32-bit words, those of the set bits first, as 16 bits each.
+inline void store_compressed(void *at, uint16_t k, I16x v) {
+  const __m256i words = _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(k, v));
+  _mm256_storeu_si256((__m256i *)at, words);
+}
+inline F16x widen_i8(const void *at) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)at)));
+}
+inline I16x shift_down_16(I16x v) { return _mm512_srli_epi32(v, 16); }
+inline I16x upper_16(I16x v) { return _mm512_and_si512(v, _mm512_set1_epi32((int)0xffff0000)); }
 inline F16x half_to_f(I16x words) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words)); }
 inline F16x evens(F16x a, F16x b) {
   const __m512i at = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
@@ -61,10 +73,12 @@ SE_EXPAND(expand_32, "vpexpandd", __mmask16)
 #ifdef __AVX512VBMI2__
 SE_EXPAND(expand_16, "vpexpandw", __mmask32)
 SE_EXPAND(expand_8, "vpexpandb", __mmask64)
+inline I16x dot_u8_i8(I16x sum, I16x a, I16x b) { return _mm512_dpbusd_epi32(sum, a, b); }
+#endif
+#ifdef __AVX512BF16__
 inline F16x dot_bf16(F16x sum, I16x a, I16x b) {
   return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
 }
-inline I16x dot_u8_i8(I16x sum, I16x a, I16x b) { return _mm512_dpbusd_epi32(sum, a, b); }
 #endif
 // A broadcast that stays an instruction of its own: the embedded form is slower for one line of x.
 inline I16x set1_apart(int v) {
@@ -72,6 +86,11 @@ inline I16x set1_apart(int v) {
   __asm__("" : "+v"(out));
   return out;
 }
+
+// Keeps a sum in its register and before whatever is pinned after it: compilers gather products of
+// many lines first and sum them up then, for which there are not registers enough.
+inline void pin(I16x &v) { __asm__ volatile("" : "+v"(v)); }
+inline void pin(F16x &v) { __asm__ volatile("" : "+v"(v)); }
 
 #else // SE_EMULATE
 
@@ -94,6 +113,8 @@ struct Shorts {
   int16_t v[32];
 };
 
+inline void pin(I16x &) {}
+inline void pin(F16x &) {}
 inline F16x zero_f() { return {}; }
 inline F16x load_f(const float *at) {
   F16x out;
@@ -147,6 +168,24 @@ inline I16x widen_u16(const void *at) {
   for (int i = 0; i < 16; ++i) out.v[i] = from[i];
   return recast<I16x>(out);
 }
+inline F16x repeat_4(const float *at) {
+  F16x out;
+  for (int i = 0; i < 16; ++i) out.v[i] = at[i % 4];
+  return out;
+}
+template <int kAt> inline F16x set1_of_4(F16x four) { return set1_f(four.v[kAt]); }
+inline void store_compressed(void *at, uint16_t k, I16x v) {
+  const Words from = recast<Words>(v);
+  uint16_t found[16] = {};
+  for (int i = 0, n = 0; i < 16; ++i)
+    if (k >> i & 1) found[n++] = (uint16_t)from.v[i];
+  memcpy(at, found, sizeof found);
+}
+inline F16x widen_i8(const void *at) {
+  F16x out;
+  for (int i = 0; i < 16; ++i) out.v[i] = ((const int8_t *)at)[i];
+  return out;
+}
 inline I16x shift_up_16(I16x v) {
   Words out = recast<Words>(v);
   for (int32_t &each : out.v) each = (int32_t)((uint32_t)each << 16);
@@ -158,6 +197,12 @@ inline F16x half_to_f(I16x words) {
   for (int i = 0; i < 16; ++i) out.v[i] = _cvtsh_ss((uint16_t)from.v[i]);
   return out;
 }
+inline I16x shift_down_16(I16x v) {
+  Words out = recast<Words>(v);
+  for (int32_t &each : out.v) each = (int32_t)((uint32_t)each >> 16);
+  return recast<I16x>(out);
+}
+inline I16x upper_16(I16x v) { return shift_up_16(shift_down_16(v)); }
 inline F16x pick(F16x a, F16x b, int first) {
   F16x out;
   for (int i = 0; i < 8; ++i) out.v[i] = a.v[2 * i + first], out.v[8 + i] = b.v[2 * i + first];

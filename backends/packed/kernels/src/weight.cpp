@@ -201,7 +201,7 @@ void fill(const se_desc &d, Weight &w, const Sizes &s) {
       bytes_of(d.values_type, kTile * (d.kind == SE_NM ? d.n : 1) / (d.kind == SE_NM ? d.m : 1));
   for (int64_t b = 0; b < w.blocks; ++b)
     begins[b] = d.kind == SE_RAGGED ? bytes_of(d.values_type, d.starts[b]) : b * w.tiles * each;
-  if (w.strip) {
+  if (strips_alone(w)) {
     to_strips(d, w, mask, values);
   } else if (w.mask) {
     memcpy(mask, d.mask, (size_t)d.mask_bytes);
@@ -215,6 +215,18 @@ void fill(const se_desc &d, Weight &w, const Sizes &s) {
   w.scales = s.scales ? scales : nullptr;
   w.sums = s.sums ? (int32_t *)(at + up(s.scales, 64)) : nullptr;
   if (w.sums) fill_sums(w);
+}
+
+// Strips beside the file's order, which the instruction set reads as well; false without memory.
+bool second_strips(const se_desc &d, Weight &w, const Sizes &s) {
+  if (!w.strip || strips_alone(w)) return true;
+  const int64_t mask = up(s.mask, 64);
+  w.strips.bytes = mask + up(s.values, 64);
+  w.strips.arena = take(w.strips.bytes);
+  if (!w.strips.arena) return false;
+  uint8_t *at = (uint8_t *)w.strips.arena;
+  to_strips(d, w, at, at + mask);
+  return true;
 }
 
 } // namespace
@@ -237,8 +249,10 @@ int32_t se_create(const se_desc *desc, int32_t isa, void **linear) {
   w.group_tiles = d.group ? d.group / kCols : w.tiles;
   w.flush = flush_tiles(d, w);
   w.flushes = divide_up(w.tiles, w.flush);
+  const int64_t all = bytes_of(w.value, w.blocks * w.tiles * kTile);
+  w.kept = divide_up(d.values_bytes * 100, all);
   w.strip = strip_tiles(d, w);
-  const bool with_sums = isa == SE_AVX512_BF16 && integer(d.values_type);
+  const bool with_sums = isa >= SE_AVX512_VNNI && integer(d.values_type);
   const Sizes s = sizes(d, w, with_sums);
   Weight *made = (Weight *)malloc(sizeof(Weight));
   w.bytes = s.total;
@@ -248,12 +262,11 @@ int32_t se_create(const se_desc *desc, int32_t isa, void **linear) {
     return SE_NO_MEMORY;
   }
   fill(d, w, s);
-  if (!to_slots(d, w)) {
-    give(w.arena, w.bytes);
-    free(made);
+  *made = w;
+  if (!second_strips(d, *made, s) || !to_slots(d, *made)) {
+    se_destroy(made);
     return SE_NO_MEMORY;
   }
-  *made = w;
   *linear = made;
   return SE_OK;
 }
@@ -263,12 +276,13 @@ void se_destroy(void *linear) {
   const se::Weight &w = *(const se::Weight *)linear;
   se::give(w.arena, w.bytes);
   if (w.slots.arena) se::give(w.slots.arena, w.slots.bytes);
+  if (w.strips.arena) se::give(w.strips.arena, w.strips.bytes);
   free(linear);
 }
 
 int64_t se_bytes(const void *linear) {
   const se::Weight &w = *(const se::Weight *)linear;
-  return w.bytes + w.slots.bytes;
+  return w.bytes + w.slots.bytes + w.strips.bytes;
 }
 
 int64_t se_row_bytes(const void *linear) {
