@@ -128,7 +128,7 @@ def test_threads_agree(kernels: Library) -> None:
 def test_fuzz_under_sanitisers() -> None:
     """SPARSE_EXPORT_FUZZ_SECONDS=300 for the long run."""
     driver = Path(__file__).with_name("fuzz.cpp")
-    program = built(BUILDS / "fuzz", Build(sanitize=True, driver=driver))
+    program = built(BUILDS / "fuzz", Build(sanitize=True, emulate=True, driver=driver))
     seconds = os.environ.get("SPARSE_EXPORT_FUZZ_SECONDS", "10")
     done = subprocess.run([program, seconds, "1"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -23,8 +23,8 @@ inline __m256 eight_floats(int32_t value, const uint8_t *from) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(raw));
 }
 
-// Lists of `rows` rows, of which `at` is the first. All places first and all values then: loops whose ends are
-// known early, since one mistaken branch a row costs more than the row.
+// As MakeLists has it. All places first and all values then: loops whose ends are known early, since
+// one mistaken branch a row costs more than the row.
 template <int32_t kValue>
 const uint8_t *make_lists(const uint8_t *mask, const uint8_t *values, int64_t width, int64_t rows,
                           Lists &lists, int64_t at) {

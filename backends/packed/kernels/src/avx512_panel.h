@@ -73,7 +73,8 @@ __attribute__((noinline)) void panel_times(const uint8_t *w, const uint8_t *x,
 
 // Any number of lines.
 template <class Dot, int kSteps, int kBeside>
-void panels_times(const void *panels, const void *lines, int64_t count, typename Dot::Acc *const *sums) {
+void panels_times(const void *panels, const void *lines, int64_t count,
+                  typename Dot::Acc *const *sums) {
   const uint8_t *w = (const uint8_t *)panels, *x = (const uint8_t *)lines;
   typename Dot::Acc *to[kBeside];
   for (int b = 0; b < kBeside; ++b) to[b] = sums[b];

@@ -68,8 +68,8 @@ inline void times(Next next, const uint8_t *x, typename Dot::Acc *to) {
 }
 
 template <class Steps, class Dot, int kLines, int kSets>
-__attribute__((noinline)) const uint8_t *straight(const uint8_t *mask, const uint8_t *values, const uint8_t *x,
-                        typename Dot::Acc *to) {
+__attribute__((noinline)) const uint8_t *straight(const uint8_t *mask, const uint8_t *values,
+                                                  const uint8_t *x, typename Dot::Acc *to) {
   const auto next = [&](int) {
     const I16x found = Steps::next(mask, values);
     mask += mask ? Steps::kMask : 0;
