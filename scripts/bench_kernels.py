@@ -28,10 +28,9 @@ def main() -> None:
     with deepsparse_worker(threads, not given.no_deepsparse) as worker:
         for shape in (SHAPES[i] for i in given.shapes):
             for m in given.rows:
-                calls = given.calls if m < 64 else 1
                 values, total = ("bf16", "int8"), given.megabytes << 20
                 part = block(
-                    shape, m, given.patterns, values, total, given.rounds, calls, worker
+                    shape, m, given.patterns, values, total, given.rounds, given.turn, worker
                 )  # fmt: skip
                 found["deepsparse"] = worker.facts if worker else found.get("deepsparse")
                 _put(found, part, shape, m)
@@ -44,7 +43,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("build/bench/kernels.json"))
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 128], help="M")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--calls", type=int, default=8)
+    parser.add_argument("--turn", type=float, default=0.03, help="seconds of a case in a round")
     parser.add_argument("--megabytes", type=int, default=160, help="working set of a case")
     parser.add_argument("--shapes", type=int, nargs="+", default=[0, 1], help="by number")
     parser.add_argument("--patterns", nargs="+", default=list(PATTERNS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,10 +20,13 @@ Times = Mapping[str, list[float]]
 _PAUSE_SECONDS, _WAKING = 0.01, 2
 
 
-def time_rounds(cases: Sequence[Case], rounds: int, calls: int) -> dict[str, list[float]]:
+def time_rounds(
+    cases: Sequence[Case], rounds: int, calls: int | Mapping[str, int]
+) -> dict[str, list[float]]:
     """Seconds of one call of each case, one number a round.
 
-    Each round draws a new order and makes `calls` calls a case on its copies in turn, so that
+    Each round draws a new order and makes `calls` calls a case (by its name, where they differ) on
+    its copies in turn, so that
     what disturbs the machine meets all cases alike and every call finds its weights in memory,
     not in a cache. Before them a case has a pause, in which the threads of the one before end
     their spinning, and calls of its own that wake its threads: in a model one linear follows
@@ -31,14 +35,15 @@ def time_rounds(cases: Sequence[Case], rounds: int, calls: int) -> dict[str, lis
     rng = np.random.default_rng(0)
     found: dict[str, list[float]] = {case.name: [] for case in cases}
     at = {case.name: 0 for case in cases}
+    counts = {name: calls if isinstance(calls, int) else calls[name] for name in at}
     for _ in range(rounds):
         for index in rng.permutation(len(cases)):
             case = cases[index]
             time.sleep(_PAUSE_SECONDS)
             case.seconds(at[case.name], _WAKING)
             at[case.name] += _WAKING
-            found[case.name].append(case.seconds(at[case.name], calls))
-            at[case.name] += calls
+            found[case.name].append(case.seconds(at[case.name], counts[case.name]))
+            at[case.name] += counts[case.name]
     return found
 
 
@@ -51,9 +56,14 @@ def read_ceiling(megabytes: int = 256) -> Case:
 
 def block(
     shape: tuple[int, int], m: int, patterns: Sequence[str], values: Sequence[str],
-    total: int, rounds: int, calls: int, worker: Worker | None = None,
+    total: int, rounds: int, turn: float, worker: Worker | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """One shape and M: `ratios` as build/bench/kernels.json has them, `times` and `bandwidth`."""
+    """One shape and M: `ratios` as build/bench/kernels.json has them, `times` and `bandwidth`.
+
+    Args:
+        turn: seconds that a case's calls of one round take, or a little longer. Calls by number
+            would be over in a moment for the fast ones, and what disturbs them with it.
+    """
     cases = [kernel_case(f"dense-{v}", shape, v, "dense", m, total) for v in values]
     cases += [kernel_case(f"{v} {p}", shape, v, p, m, total) for v in values for p in patterns]
     cases += [
@@ -62,7 +72,8 @@ def block(
         read_ceiling(),
     ]
     cases += worker.cases(shape, m, patterns) if worker else []
-    time_rounds(cases, 1, 1)
+    first = time_rounds(cases, 1, 1)
+    calls = {name: math.ceil(turn / seconds[0]) for name, seconds in first.items()}
     times = time_rounds(cases, rounds, calls)
     against = [f"dense-{v}" for v in values] + ["torch-bf16", "torch-fp32"]
     ratios = [

@@ -20,10 +20,12 @@ def test_rounds_take_copies_in_turn() -> None:
     assert [s for s in seen if s != "b"] == ["a0", "a1", "a2"] * 5 + ["a0"]
     assert times["b"] == [1.0] * 4 and seen.count("b") == 4 * 2
     assert len(times["a"]) == 4 and all(t > 0 for t in times["a"])
+    time_rounds([Case("a", calls, 8), other], rounds=1, calls={"a": 5, "b": 1})
+    assert len([s for s in seen if s != "b"]) == 16 + 2 + 5
 
 
 def test_a_block(kernels: Library) -> None:
-    part = block((64, 128), 2, ["50%", "2:8"], ["bf16", "int8"], 1, rounds=2, calls=1)
+    part = block((64, 128), 2, ["50%", "2:8"], ["bf16", "int8"], 1, rounds=2, turn=0.001)
     against = {"dense-bf16", "dense-int8", "torch-bf16", "torch-fp32", "read"}
     assert {r["against"] for r in part["ratios"]} == against
     assert {(r["n"], r["k"], r["m"]) for r in part["ratios"]} == {(64, 128, 2)}

@@ -29,7 +29,7 @@ class Isa(IntEnum):
 
     @property
     def label(self) -> str:
-        """As the environment variable names it: portable, avx2, avx512, avx512-vnni, avx512-bf16."""
+        """As the environment variable has it: portable, avx2, avx512, avx512-vnni, avx512-bf16."""
         return self.name.lower().replace("_", "-")
 
 

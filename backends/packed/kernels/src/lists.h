@@ -2,7 +2,7 @@
 // of them is one product with rows of x that stand side by side. Zeros cost nothing.
 //
 // A class Way has:
-//   make(value)                 a function that makes the lists of some rows of a strip (make_lists)
+//   make(value)                 what makes lists of values of a type (MakeLists)
 //   tiles(lanes)                tiles of a strip that a chunk meets at a time: what the L1 cache holds
 //   times(lists, part, lanes, sums)
 //                               sums [rows, lanes] += the products of the lists of `part`
@@ -14,7 +14,7 @@
 namespace {
 
 constexpr int64_t kPanel = 16; // row blocks whose lists one piece of x meets
-constexpr int64_t kHalf = 8;  // rows whose lists stay in the L1 cache beside a piece of x
+constexpr int64_t kHalf = 8;   // rows whose lists stay in the L1 cache beside a piece of x
 constexpr int64_t kListed = kPanel * kRows;
 constexpr int64_t kListRoom = kListed * (kStripTiles * kCols + 8) + 32; // and what a store may pass
 
