@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Installing builds the kernels, so newer sources of theirs install again.
+KERNELS := $(wildcard backends/packed/kernels/src/*.h backends/packed/kernels/src/*.cpp)
 WORKERS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
@@ -16,7 +18,7 @@ help: ## Print this help
 
 setup: $(STAMP) ## Make .venv with everything the project needs
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml $(KERNELS)
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3,10) <= sys.version_info[:2] <= (3,13) else "Python 3.10-3.13 is needed: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

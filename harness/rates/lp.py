@@ -17,6 +17,8 @@ from scipy.optimize import linprog
 from exporter.errors import UsageError, VerificationFailed
 from harness.rates.cka import F64
 
+_TIE = 1e-9  # importances this near, relative to the largest, are equal
+
 
 def default_delta(target: float) -> float:
     """Largest deviation of a rate: 0.01 up to a share of 0.5, 0.02 up to 0.6, else 0.03.
@@ -37,7 +39,8 @@ def layer_rates(
     Blocks that weigh alike and are alike important may stand in any order.
 
     Args:
-        importance: `[L]`, finite; only its order and its ties matter where sizes are equal.
+        importance: `[L]`, finite; only its order and its ties matter where sizes are equal. What
+            differs by less than 1e-9 of the largest is a tie.
         target: share of zeros of the whole, 0 to 1.
         delta: largest deviation; None is `default_delta(target)`. Rates stay within 0 and 1.
         sizes: weights of each block, `[L]`; None where they are equal.
@@ -54,6 +57,9 @@ def layer_rates(
         raise _usage(f"{values.size} importances, {weights.size} sizes", "one for each block")
     if not np.isfinite(values).all() or not (weights > 0).all():
         raise _usage("an importance that is not finite, or a size of 0", "numbers, weights")
+    # Rounding may not decide: equal blocks, summed up in another order, differ in their last bit.
+    step = _TIE * float(np.abs(values).max()) or 1.0
+    values = np.round(values / step) * step
     bounds = (max(0.0, target - delta), min(1.0, target + delta))
     share = weights / weights.sum()
     # HiGHS' tolerances are absolute, while exp(-beta c) may differ by 1e-6 alone. The constraint

@@ -106,6 +106,16 @@ def test_equal_blocks_split_at_the_median_whatever_beta():
         np.testing.assert_allclose(rates[order[16:]], 0.67)
 
 
+@pytest.mark.parametrize("sizes", [None, [3, 3, 3, 3]])
+def test_the_last_bit_of_an_importance_decides_nothing(sizes):
+    even = np.full(4, np.exp(-0.25))
+    for other in (np.nextafter(even, 0.0), np.nextafter(even, 1.0)):
+        mixed = np.where([True, False, True, False], even, other)
+        np.testing.assert_array_equal(
+            layer_rates(mixed, 0.7, sizes=sizes), layer_rates(even, 0.7, sizes=sizes)
+        )
+
+
 def test_deltas_are_those_of_the_code():
     assert [default_delta(s) for s in (0.3, 0.5, 0.55, 0.6, 0.7, 0.9)] == [
         0.01, 0.01, 0.02, 0.02, 0.03, 0.03,

@@ -126,7 +126,8 @@ OrtStatus *parts(const OrtApi *api, const OrtKernelInfo *info, se_desc *d) {
 
 // What SPARSE_EXPORT_ISA names, or the best that runs here; -1 for a name that does not.
 int32_t instruction_set() {
-  static const char *const names[SE_ISAS] = {"portable", "avx2", "avx512", "avx512-bf16"};
+  static const char *const names[] = {"portable", "avx2", "avx512", "avx512-vnni", "avx512-bf16"};
+  static_assert(sizeof names / sizeof *names == SE_ISAS, "a name for each instruction set");
   const char *wanted = getenv("SPARSE_EXPORT_ISA");
   for (int32_t isa = SE_ISAS - 1; isa >= 0; --isa)
     if (se_isa_runs(isa) && (!wanted || !*wanted || strcmp(wanted, names[isa]) == 0)) return isa;
