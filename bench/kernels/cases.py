@@ -54,7 +54,8 @@ def kernel_case(
     """
     spec, parts = _linear(shape, ValueType(values), pattern)
     one = CpuLinear.build(spec, parts, precision="int16")
-    read = one.row_nbytes if m == 1 else one.nbytes
+    stored = sum(part.nbytes for part in parts.values())
+    read = one.row_nbytes if m == 1 else stored  # one of the copies that other numbers of rows read
     copies = [one]
     while read * len(copies) < total:
         copies.append(CpuLinear.build(spec, parts, precision="int16"))
