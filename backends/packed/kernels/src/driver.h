@@ -10,6 +10,8 @@
 //   direct(value, mask, values, x, lines, sums)   both at once
 //   total(sums, codes)                            a row's sum from its planes
 #pragma once
+#include <memory>
+
 #include "prepare.h"
 
 namespace {
@@ -26,6 +28,13 @@ template <class K> struct Sums {
   alignas(64) typename K::Acc now[kMaxLines * kRows];
   alignas(64) float all[kMaxLines * kRows];
 };
+
+// Memory that a thread keeps: too large for the stacks that some programs give theirs.
+template <class T> T &of_thread() {
+  static thread_local std::unique_ptr<T> found;
+  if (!found) found.reset(new T);
+  return *found;
+}
 
 // Adds the sums since the last flush, scaled, and clears them.
 template <class K>
@@ -55,6 +64,10 @@ inline void store(const Prepared &x, const se_job &job, int32_t y_type, const We
       ((uint16_t *)job.y)[at + r] = (uint16_t)to_bf16(found);
   }
 }
+
+template <class K> struct Group {
+  Sums<K> sums[kGroup];
+};
 
 struct Walk { // the next tile of a row block
   const uint8_t *mask, *values;
@@ -105,7 +118,7 @@ void run_blocks(const Weight &w, const Prepared &x, const se_job &job, int32_t y
                 int64_t b1) {
   constexpr int64_t kMost = kMaxLines / K::kPlanes;
   const int64_t group = x.m * K::kPlanes <= K::kDirect ? 1 : kGroup;
-  Sums<K> s[kGroup];
+  Sums<K> *s = of_thread<Group<K>>().sums;
   for (int64_t b = b0; b < b1; b += group)
     for (int64_t m0 = 0; m0 < x.m; m0 += kMost) {
       const int64_t m = x.m - m0 < kMost ? x.m - m0 : kMost;

@@ -7,8 +7,6 @@
 //   times(lists, part, lanes, sums)
 //                               sums [rows, lanes] += the products of the lists of `part`
 #pragma once
-#include <memory>
-
 #include "avx2_rows.h"
 
 namespace {
@@ -62,13 +60,6 @@ struct Skip {
   alignas(64) Rows now[kPanel];
   alignas(64) Rows all[kPanel];
 };
-
-// Too large for the stacks that some programs give their threads.
-inline Skip &skip_of_thread() {
-  static thread_local std::unique_ptr<Skip> found;
-  if (!found) found.reset(new Skip);
-  return *found;
-}
 
 // One strip, at most 8 rows at a time: calls each(first row, rows, first list). Lists follow those
 // of `at`; where `alone` each time from 0. Returns the next strip's values.
@@ -166,7 +157,7 @@ void lists_panel(const Weight &w, const Prepared &x, int64_t b, int64_t blocks,
 template <class Way>
 void many_rows(const Weight &w, const Prepared &x, const se_job &job, int32_t y_type, int64_t b0,
                int64_t b1) {
-  Skip &s = skip_of_thread();
+  Skip &s = of_thread<Skip>();
   const int64_t all = (x.m + x.side - 1) / x.side, most = kMaxLines / x.side;
   for (int64_t b = b0; b < b1; b += kPanel) {
     const int64_t blocks = b1 - b < kPanel ? b1 - b : kPanel;
