@@ -8,12 +8,13 @@ import numpy as np
 
 from exporter.errors import EngineUnfit
 
-_BYTES = 64 << 20  # above most last-level caches
-_ROUNDS = 5
+_BYTES = 256 << 20  # above most last-level caches
+_LEAST = 5
+_SECONDS = 0.5  # a shared machine can be busy for longer than five readings take
 
 
 def read_bytes_per_second() -> float | None:
-    """Bytes a second of the fastest of five readings; None where the kernels are not built."""
+    """Bytes a second, the fastest reading in half a second; None where no kernels are built."""
     # Only measuring loads the kernels; reading and comparing results does not need them.
     from backends.packed.kernels.library import library
 
@@ -23,7 +24,7 @@ def read_bytes_per_second() -> float | None:
         return None
     data = np.ones(_BYTES, np.uint8)
     seconds: list[float] = []
-    for _ in range(_ROUNDS):
+    while len(seconds) < _LEAST or sum(seconds) < _SECONDS:
         start = time.perf_counter()
         lib.read(data.ctypes.data, data.nbytes)
         seconds.append(time.perf_counter() - start)
