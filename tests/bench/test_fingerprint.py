@@ -29,7 +29,7 @@ def test_reading_speed_is_measured_only_when_asked_for(monkeypatch: pytest.Monke
     def missing() -> object:
         raise EngineUnfit("engine-missing", "not built")
 
-    monkeypatch.setattr("backends.packed.kernels.library.library", missing)
+    monkeypatch.setattr("bench.kernels.run.library", missing)
     assert fingerprint(ceiling=True).read_bytes_per_second is None
 
 
