@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -29,12 +30,20 @@ def step(*command: str, allowed: tuple[int, ...] = (0,)) -> int:
 
 
 def main_of(work: Callable[[], int]) -> int:
-    """Run a script's `work`; an error of ours is told without a trace, its exit code returned."""
+    """Run a script's `work`; an error of ours is told without a trace, its exit code returned.
+
+    Ended by a signal, it ends the command that is running too.
+    """
+    signal.signal(signal.SIGTERM, _leave)
     try:
         return work()
     except SparseExportError as error:
         print(f"error {error}", file=sys.stderr)
         return error.exit_code
+
+
+def _leave(number: int, _frame: object) -> None:
+    sys.exit(128 + number)
 
 
 def make_once(folder: Path, *command: str) -> None:

@@ -17,8 +17,7 @@ from exporter.errors import EngineUnfit
 __all__ = ["Worker", "case_name", "deepsparse_worker", "sparsity"]
 
 _WORKER = Path(__file__).with_name("worker.py")
-_ENOUGH = 40 << 20  # bytes of kept fp32 values that a chain has at least: more than the L3 cache
-_MOST_LAYERS = 24
+_MOST_LAYERS = 40  # so that a chain's dense file stays below 2 GB at 2048 x 5632
 
 
 def sparsity(pattern: str) -> float:
@@ -46,12 +45,19 @@ class Worker:
         )  # fmt: skip
         self.facts: dict[str, Any] = {}
 
-    def cases(self, shape: tuple[int, int], m: int, patterns: Sequence[str]) -> list[Case]:
-        """One chain of linears for each sparsity of `patterns`; earlier ones are dropped."""
+    def cases(
+        self, shape: tuple[int, int], m: int, patterns: Sequence[str], total: int
+    ) -> list[Case]:
+        """One chain of linears for each sparsity of `patterns`; earlier ones are dropped.
+
+        Args:
+            total: bytes that the kept values of a chain's linears together exceed, as the copies of
+                our cases do, so that no cache holds them.
+        """
         found: list[Case] = []
         for zeros in dict.fromkeys(map(sparsity, patterns)):
             kept = shape[0] * shape[1] * 4 * (1 - zeros)
-            layers = min(max(2, math.ceil(_ENOUGH / kept / 2) * 2), _MOST_LAYERS)
+            layers = min(max(2, math.ceil(total / kept / 2) * 2), _MOST_LAYERS)
             name = case_name(zeros)
             given = {"name": name, "n": shape[0], "k": shape[1], "m": m, "zeros": zeros}
             forget = not found

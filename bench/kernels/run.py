@@ -71,7 +71,7 @@ def block(
         torch_case("torch-fp32", shape, m, total, half=False),
         read_ceiling(),
     ]
-    cases += worker.cases(shape, m, patterns) if worker else []
+    cases += worker.cases(shape, m, patterns, total) if worker else []
     first = time_rounds(cases, 1, 1)
     calls = {name: math.ceil(turn / seconds[0]) for name, seconds in first.items()}
     times = time_rounds(cases, rounds, calls)

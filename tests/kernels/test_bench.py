@@ -58,7 +58,7 @@ def test_sparsity() -> None:
 def test_deepsparse_takes_turns() -> None:
     with deepsparse_worker(1) as worker:
         assert worker is not None
-        cases = worker.cases((32, 64), 1, ["50%", "2:4", "90%"])
+        cases = worker.cases((32, 64), 1, ["50%", "2:4", "90%"], 1 << 16)
         assert [case.name for case in cases] == ["deepsparse 50%", "deepsparse 90%"]
         assert all(case.seconds(0, 2) > 0 for case in cases)
         assert worker.facts["share"] == 1.0
