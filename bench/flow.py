@@ -20,6 +20,7 @@ from bench.figures import all_figures, side_info
 from bench.fingerprint import fingerprint
 from bench.journal import Journal, Line
 from bench.like import require_like, require_same_work
+from bench.notes import machine_notes, process_notes
 from bench.pairs import Opener, Plan, Tools, measure_processes, open_session
 from bench.parts import Fingerprint
 from bench.readings import ProcessLine, Reading
@@ -81,7 +82,7 @@ def run_result(
         ),
         side=info,
         workloads=all_figures(lines, how.plan.workloads, "base", info),
-        notes=machine_notes(machine) + warm_notes(lines),
+        notes=machine_notes(machine) + process_notes(lines),
         fingerprint=machine,
         readings=[line for line in lines if isinstance(line, Reading)],
         processes=[line for line in lines if isinstance(line, ProcessLine)],
@@ -121,7 +122,7 @@ def compare_now(base: Path, new: Path, how: How) -> CompareResult:
             base_workloads=(figures := all_figures(kept, how.plan.workloads, "base", infos[0])),
             new_workloads=all_figures(kept, how.plan.workloads, "new", infos[1]),
             verdict=decide(cells),
-            notes=machine_notes(machine) + warm_notes(lines),
+            notes=machine_notes(machine) + process_notes(lines),
             base_fingerprint=machine,
             new_fingerprint=machine,
             readings=[line for line in lines if isinstance(line, Reading)],
@@ -221,21 +222,6 @@ def require_something(lines: Sequence[Line]) -> None:
     """
     if not any(isinstance(line, Reading) for line in lines):
         raise EngineUnfit("engine-unfit", "no workload of the suite can be run by this artefact")
-
-
-def machine_notes(machine: Fingerprint) -> list[str]:
-    """What about the machine could mislead a reader."""
-    load = machine.load_at_start
-    if load is not None and load > 0.5 * machine.cores_usable:
-        return [f"The machine was busy: load {load} at the start."]
-    return []
-
-
-def warm_notes(lines: Sequence[Line]) -> list[str]:
-    """How many processes had not settled when their warm-up ended."""
-    processes = [line for line in lines if isinstance(line, ProcessLine)]
-    cold = sum(not p.warm for p in processes)
-    return [f"{cold} of {len(processes)} warm-ups ended unsettled."] if cold else []
 
 
 def software_notes(base: Fingerprint, new: Fingerprint) -> list[str]:

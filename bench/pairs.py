@@ -24,6 +24,7 @@ from bench.measure import max_batch, measure, warm_once
 from bench.meters import energy_meter, gpu_bytes
 from bench.parts import SelfTest
 from bench.readings import ProcessLine, Reading, Side
+from bench.stolen import Stolen
 from bench.warmup import Bounds, WarmUp, warm_up
 from bench.workloads import Workload, why_not
 from exporter.contract import Progress, Session
@@ -134,11 +135,13 @@ class _Pair:
             vocab = _vocab(sessions)
             tests = [self._self_test(a, s) for a, s in zip(self._artefacts, sessions, strict=True)]
             warm = self._warm_up(sessions, workloads, vocab)
+            stolen = Stolen()
             for reading in self._readings(sessions, workloads, vocab):
                 out.append(reading)
                 self._keep(reading)
+            share = stolen.share()
             for i, session in enumerate(sessions):
-                line = self._process_line(SIDES[i], session, tests[i], warm[i])
+                line = self._process_line(SIDES[i], session, tests[i], warm[i], share)
                 out.append(line)
                 self._keep(line)
         return out
@@ -235,8 +238,9 @@ class _Pair:
         )
 
     def _process_line(
-        self, side: Side, session: Session, test: SelfTest | None, warm: WarmUp
-    ) -> ProcessLine:
+        self, side: Side, session: Session, test: SelfTest | None, warm: WarmUp,
+        stolen: float | None,
+    ) -> ProcessLine:  # fmt: skip
         gpu = gpu_bytes(getattr(session, "pid", None))
         facts = session.facts()
         return ProcessLine(
@@ -254,6 +258,7 @@ class _Pair:
             warmup_rounds=warm.rounds,
             warmup_seconds=warm.seconds,
             warm=warm.settled,
+            stolen=stolen,
             max_tokens=session.max_tokens,
             max_batch=max_batch(session),
             selftest=test,

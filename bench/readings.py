@@ -79,6 +79,11 @@ class ProcessLine(Frozen):
     warmup_rounds: int
     warmup_seconds: float
     warm: bool = Field(description="whether the times had settled when the warm-up ended")
+    stolen: float | None = Field(
+        default=None,
+        description="share of the CPU time wanted while timed that a virtual machine's host gave "
+        "to others, 0 to 1, whole machine; null where the system does not tell",
+    )
     max_tokens: int
     max_batch: int
     selftest: SelfTest | None = Field(description="in the first process of a run")

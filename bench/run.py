@@ -14,8 +14,9 @@ from bench.decide.rule import Rule
 from bench.extras import need
 from bench.figures import all_figures, side_info
 from bench.fingerprint import fingerprint
-from bench.flow import How, Keep, rule_used, tools_of, warm_notes
+from bench.flow import How, Keep, rule_used, tools_of
 from bench.journal import Line
+from bench.notes import process_notes
 from bench.pairs import Opener, Plan, Tools, measure_processes, open_session
 from bench.readings import ProcessLine, Reading
 from bench.results import AbResult, Fingerprint, Round, Sample, SelfTest, Settings, Verdict
@@ -150,7 +151,7 @@ def _result(
     speedup = speedups_of(rounds, options.seed)
     processes = infos[0].processes
     title = options.title or f"{pair[1].label} against {pair[0].label}"
-    notes = notes_on(sides[0], sides[1], speedup, machine, processes) + warm_notes(kept)
+    notes = notes_on(sides[0], sides[1], speedup, machine, processes) + process_notes(kept)
     first = judge_lines(kept, how.plan.workloads, Rule(), paired=True, seed=options.seed)
     figures = [
         all_figures(kept, how.plan.workloads, side, info)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from bench.artefacts import Artefact
 from bench.comparison import SideInfo
+from bench.notes import machine_notes
 from bench.results import Fingerprint, Interval, Round, Sample, SelfTest, Side, Speedups
 from bench.stats import MIN_ROUNDS, median_interval, speedup_interval
 from bench.workloads import Workload
@@ -98,7 +99,4 @@ def notes_on(
     for side in (dense, sparse):
         if side.ops_share is not None and side.ops_share < 1.0:
             notes.append(f"{side.label}: the engine ran only {side.ops_share:.1%} of its ops.")
-    load = machine.load_at_start
-    if load is not None and load > 0.5 * machine.cores_usable:
-        notes.append(f"The machine was busy: load {load} at the start.")
-    return notes
+    return notes + machine_notes(machine)

@@ -12,6 +12,7 @@ from bench.fingerprint import fingerprint
 from bench.kernels.page import kernels_html
 from bench.kernels.peer import deepsparse_worker
 from bench.kernels.run import block
+from bench.stolen import Stolen
 
 SHAPES = ((2048, 5632), (4096, 11008))
 PATTERNS = ("50%", "60%", "70%", "80%", "90%", "2:4", "2:8")
@@ -20,7 +21,7 @@ PATTERNS = ("50%", "60%", "70%", "80%", "90%", "2:4", "2:8")
 def main() -> None:
     """Run the blocks, one for each shape and M, and write JSON and HTML after each."""
     given = _arguments()
-    found: dict[str, Any] = {"ratios": [], "times": []}
+    found: dict[str, Any] = {"ratios": [], "times": [], "blocks": []}
     if given.add and given.out.exists():
         found = json.loads(given.out.read_text())
     threads = library().threads
@@ -29,9 +30,12 @@ def main() -> None:
         for shape in (SHAPES[i] for i in given.shapes):
             for m in given.rows:
                 values, total = ("bf16", "int8"), given.megabytes << 20
+                stolen = Stolen()
                 part = block(
                     shape, m, given.patterns, values, total, given.rounds, given.turn, worker
                 )  # fmt: skip
+                k = {"m": m, "k": shape[1], "n": shape[0]}
+                part["blocks"] = [k | {"stolen": stolen.share()}]
                 found["deepsparse"] = worker.facts if worker else found.get("deepsparse")
                 _put(found, part, shape, m)
                 show(part)
@@ -54,8 +58,8 @@ def _arguments() -> argparse.Namespace:
 
 def _put(found: dict[str, Any], part: dict[str, Any], shape: tuple[int, int], m: int) -> None:
     here = (*shape, m)
-    for kind in ("ratios", "times"):
-        others = [each for each in found[kind] if (each["n"], each["k"], each["m"]) != here]
+    for kind in ("ratios", "times", "blocks"):
+        others = [each for each in found.get(kind, []) if (each["n"], each["k"], each["m"]) != here]
         found[kind] = others + part[kind]
 
 
@@ -76,6 +80,9 @@ def show(part: dict[str, Any]) -> None:
         span = f"{each['low']:.2f} to {each['high']:.2f}"
         head = f"  {each['values']} {each['pattern']:4} / {each['against']:10}"
         print(f"{head} {each['ratio']:.2f} ({span})", flush=True)
+    for each in part["blocks"]:
+        if each["stolen"] is not None:
+            print(f"  the host took {each['stolen']:.0%} of the CPU time wanted", flush=True)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,17 @@ def kernels_html(found: dict[str, Any]) -> str:
         f"DeepSparse {peer.get('version', 'not installed')} ({peer.get('isa', '-')}), fp32. "
         "A ratio is the other's seconds over ours in the same round: above 1 ours is faster; "
         "against `read` it is the share of the bandwidth of plain reading.</p>"
-    )
+    ) + _stolen(found.get("blocks", []))
     parts = ["<h1>CPU kernels</h1>", about, "<h2>Goals</h2>", table(verdicts(found["ratios"]))]
     parts += ["<h2>Times of one call</h2>", table([head, *times])]
     return page("CPU kernels", parts)
+
+
+def _stolen(blocks: list[dict[str, Any]]) -> str:
+    told = [
+        f"[{b['n']}, {b['k']}], {b['m']}: {b['stolen']:.0%}"
+        for b in blocks
+        if b["stolen"] is not None
+    ]
+    what = "CPU time that the host of this virtual machine gave to others meanwhile"
+    return f"<p>{what}: {'; '.join(told)}.</p>" if told else ""

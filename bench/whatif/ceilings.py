@@ -71,7 +71,8 @@ def measure_ceilings(
         operations[kind.value] = _operations(kind, rounds)
         total = 2 * l3
         cases = [kernel_case(p, shape, kind.value, p, batch, total) for p in PATTERNS]
-        found = time_rounds([*cases, (read := read_ceiling(total >> 20))], rounds + 1, _CALLS)
+        read = read_ceiling(max(64, total >> 20))
+        found = time_rounds([*cases, read], rounds + 1, _CALLS)
         reads.append(read.bytes / min(found["read"]))
         for case in cases:
             speed = case.bytes / median(found[case.name][1:])  # the first round warms

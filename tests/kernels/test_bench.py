@@ -45,9 +45,12 @@ def test_goals_and_page() -> None:
     assert goal(ratio("dense-bf16", 16)) is None and goal(ratio("read", 1)) == 0.7
     ratios = [ratio("deepsparse", 128), ratio("deepsparse", 1), ratio("torch-bf16", 1)]
     assert [row[-1] for row in verdicts(ratios)] == ["reached", "yes", "no"]
+    blocks = [{"m": 1, "k": 64, "n": 32, "stolen": share} for share in (0.25, None)]
     found = {"isa": "avx2", "threads": 2, "cpu": "a <cpu>", "ratios": ratios, "times": []}
+    found |= {"blocks": blocks}
     html = kernels_html(found)
     assert "a &lt;cpu&gt;" in html and "1.40 to 1.60" in html and "not installed" in html
+    assert "meanwhile: [32, 64], 1: 25%.</p>" in html
 
 
 def test_sparsity() -> None:

@@ -31,14 +31,11 @@ template <int32_t kValue>
 const uint8_t *wide_lists(const uint8_t *mask, const uint8_t *values, int64_t width, int64_t rows,
                           Lists &lists, int64_t at) {
   constexpr int64_t kSize = kValue == SE_FP32 ? 4 : kValue < SE_FP32 ? 2 : 1;
-  alignas(64) int32_t first[16];
-  for (int i = 0; i < 16; ++i) first[i] = i * (int32_t)kLanes * 4;
-  const I16x places = load_i(first), step = set1_i(16 * (int32_t)kLanes * 4);
+  constexpr int kEach = kLanes * 4; // bytes of 16 rows of x
   const int64_t tiles = width / kCols;
   int32_t *ends = lists.ends + at * tiles;
   int64_t found = *ends;
   for (int64_t r = 0; r < rows; ++r, __builtin_prefetch(mask + kRows * width / 8)) {
-    I16x columns = places;
     for (int64_t t = 0; t < tiles; ++t, mask += 8) {
       uint64_t word;
       memcpy(&word, mask, 8);
@@ -47,12 +44,7 @@ const uint8_t *wide_lists(const uint8_t *mask, const uint8_t *values, int64_t wi
         store_f(lists.values + found + i, sixteen_floats<kValue>(values + i * kSize));
       values += count * kSize;
       __builtin_prefetch(values + kAhead);
-#pragma GCC unroll 4
-      for (int q = 0; q < 4; ++q, word >>= 16) {
-        store_compressed(lists.places + found, (uint16_t)word, columns);
-        found += (int64_t)_mm_popcnt_u64(word & 0xffff);
-        columns = add_i(columns, step);
-      }
+      store_places<kEach>(lists.places + found, word, (int16_t)(t * kCols * kEach));
       found = end;
       if (t % 2 || t + 1 == tiles) {
         memset(lists.places + found, 0, 8);

@@ -30,10 +30,31 @@ inline I16x widen_u16(const void *at) {
 inline I16x shift_up_16(I16x v) { return _mm512_slli_epi32(v, 16); }
 inline F16x repeat_4(const float *at) { return _mm512_broadcast_f32x4(_mm_loadu_ps(at)); }
 template <int kAt> inline F16x set1_of_4(F16x four) { return _mm512_permute_ps(four, kAt * 0x55); }
-// Of 32-bit words, those of the set bits first, as 16 bits each.
-inline void store_compressed(void *at, uint16_t k, I16x v) {
-  const __m256i words = _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(k, v));
-  _mm256_storeu_si256((__m256i *)at, words);
+// The set bits of k in turn, as 16 bits each: first + kEach times the bit. May store up to 64, bits or not.
+template <int kEach> inline void store_places(uint16_t *at, uint64_t k, int16_t first) {
+#ifdef __AVX512VBMI2__
+  alignas(64) static constexpr uint8_t kBits[64] = {
+      0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
+      22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43,
+      44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
+  const __m512i bits = _mm512_maskz_compress_epi8(k, _mm512_load_si512(kBits));
+  const auto store = [&](uint16_t *to, __m256i half) {
+    const __m512i words = _mm512_mullo_epi16(_mm512_cvtepu8_epi16(half), _mm512_set1_epi16(kEach));
+    _mm512_storeu_si512(to, _mm512_add_epi16(words, _mm512_set1_epi16(first)));
+  };
+  store(at, _mm512_castsi512_si256(bits));
+  store(at + 32, _mm512_extracti64x4_epi64(bits, 1));
+#else
+  const __m512i bits = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  __m512i words = _mm512_mullo_epi32(bits, _mm512_set1_epi32(kEach));
+  words = _mm512_add_epi32(words, _mm512_set1_epi32(first));
+  for (int q = 0; q < 4; ++q, k >>= 16) {
+    const __m512i kept = _mm512_maskz_compress_epi32((__mmask16)k, words);
+    _mm256_storeu_si256((__m256i *)at, _mm512_cvtepi32_epi16(kept));
+    at += _mm_popcnt_u64(k & 0xffff);
+    words = _mm512_add_epi32(words, _mm512_set1_epi32(16 * kEach));
+  }
+#endif
 }
 inline F16x widen_i8(const void *at) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)at)));
@@ -174,11 +195,10 @@ inline F16x repeat_4(const float *at) {
   return out;
 }
 template <int kAt> inline F16x set1_of_4(F16x four) { return set1_f(four.v[kAt]); }
-inline void store_compressed(void *at, uint16_t k, I16x v) {
-  const Words from = recast<Words>(v);
-  uint16_t found[16] = {};
-  for (int i = 0, n = 0; i < 16; ++i)
-    if (k >> i & 1) found[n++] = (uint16_t)from.v[i];
+template <int kEach> inline void store_places(uint16_t *at, uint64_t k, int16_t first) {
+  uint16_t found[64] = {};
+  for (int i = 0, n = 0; i < 64; ++i)
+    if (k >> i & 1) found[n++] = (uint16_t)(first + kEach * i);
   memcpy(at, found, sizeof found);
 }
 inline F16x widen_i8(const void *at) {
