@@ -124,7 +124,8 @@ class Facts:
     version: str
     threads: int
     ops_share: float | None  # share of ops that the engine ran itself; None where unknown
-    weight_bytes: int  # read by a decode step of one sequence; else, of the file of weights
+    # Read by a decode step of one sequence, or the file that is all read; 0: not known.
+    weight_bytes: int
     peak_rss_bytes: int
     load_seconds: float
     extra: Mapping[str, Any] = field(default_factory=dict)  # isa, cache kind, chunk

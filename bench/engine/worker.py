@@ -79,7 +79,8 @@ def artefact(asked: dict[str, Any]) -> tuple[Generate, dict[str, Any]]:
 
     session = open_in_process(asked["target"], Path(asked["folder"]), threads=asked["threads"])
     facts = session.facts()
-    told = {"megabytes": facts.weight_bytes / 1e6, "version": facts.version}
+    stored = facts.extra.get("file_bytes", facts.weight_bytes)
+    told = {"megabytes": stored / 1e6, "version": facts.version}
     return lambda prompt, n: list(session.generate(prompt, n).seconds), told
 
 

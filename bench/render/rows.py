@@ -52,13 +52,14 @@ def rows(result: Result) -> Iterator[Row]:
 def facts(info: SideInfo) -> list[tuple[str, str, float | None, str]]:
     """(metric, unit, value, why not) of an artefact and its engine."""
     no_gpu = "" if info.peak_gpu_bytes is not None else "NVML finds no GPU here"
+    no_bytes = "" if info.weight_bytes else "the engine does not tell"
     no_share = "" if info.ops_share is not None else "the engine does not tell"
     return [
         ("load", "s", info.load_seconds, ""),
         ("peak_rss", "bytes", float(info.peak_rss_bytes), ""),
         ("peak_gpu", "bytes", _float(info.peak_gpu_bytes), no_gpu),
         ("artefact", "bytes", float(info.artefact_bytes), ""),
-        ("weights_per_token", "bytes", float(info.weight_bytes), ""),
+        ("weights_per_token", "bytes", float(info.weight_bytes) or None, no_bytes),
         ("ops_share", "", info.ops_share, no_share),
     ]
 

@@ -20,6 +20,7 @@ from bench.load import read_result, read_run
 from bench.outputs import KINDS, Outputs
 from bench.readings import ProcessLine, Reading
 from bench.render.result_plot import result_plots_svg
+from bench.render.rows import rows
 from bench.results import ab_schema
 from bench.run import AbOptions, ab
 from bench.suite import suite_schema
@@ -148,6 +149,16 @@ def test_roofline_has_the_machines_own_line_where_it_was_measured(pair: Pair) ->
         for each in (unknown, ceiling)
     ]
     assert plots[0].count("<path") < plots[1].count("<path")
+
+
+def test_bytes_that_the_engine_does_not_tell_are_not_made_up(pair: Pair) -> None:
+    result = run_one(pair[0], Fleet().how((decode(1, 16, 8),)))
+    silent = result.side.model_copy(update={"weight_bytes": 0})
+    found = {row.metric: row for row in rows(result.model_copy(update={"side": silent}))}
+    told = {row.metric: row for row in rows(result)}
+    row = found["weights_per_token"]
+    assert row.value is None and row.note == "the engine does not tell"
+    assert told["weights_per_token"].value == result.side.weight_bytes > 0
 
 
 def test_wrong_outputs_are_refused_before_measuring(tmp_path: Path) -> None:

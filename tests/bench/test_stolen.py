@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -13,7 +13,20 @@ from bench.notes import process_notes
 from bench.stolen import Stolen
 from tests.bench.fleet import SMALL, Fleet
 
-_Times = namedtuple("_Times", "user system idle iowait softirq steal")
+
+class _Bare(NamedTuple):
+    user: float
+    system: float
+    idle: float
+
+
+class _Times(NamedTuple):
+    user: float
+    system: float
+    idle: float
+    iowait: float
+    softirq: float
+    steal: float
 
 
 def _count(monkeypatch: pytest.MonkeyPatch, *counts: object) -> None:
@@ -30,8 +43,7 @@ def test_nothing_wanted_and_nothing_told(monkeypatch: pytest.MonkeyPatch) -> Non
     still = _Times(10, 5, 100, 3, 1, 2)
     _count(monkeypatch, still, still)
     assert Stolen().share() == 0.0
-    bare = namedtuple("_Bare", "user system idle")(1, 1, 1)
-    _count(monkeypatch, bare, bare)
+    _count(monkeypatch, _Bare(1, 1, 1), _Bare(2, 1, 1))
     assert Stolen().share() is None
 
 

@@ -41,7 +41,8 @@ def test_families(kind: str, tmp_path: Path) -> None:
         assert facts.version == "1.8.0" and facts.threads == 1
         assert facts.extra["isa"].startswith("avx") and facts.extra["cache"] == "internal"
         assert facts.extra["prefill_chunk"] == 64 and session.max_tokens == 255
-        assert facts.weight_bytes >= (tmp_path / "out" / "model.data").stat().st_size
+        assert facts.weight_bytes == 0  # not known: of the file, it reads the kept weights at most
+        assert facts.extra["file_bytes"] >= (tmp_path / "out" / "model.data").stat().st_size
         for tokens in prompts(LENGTHS):
             want = logits_of(model, tokens)
             assert relative(session.prefill(tokens), want) <= 1e-4

@@ -45,7 +45,7 @@ class Decoder:
         self._engine = deepsparse.Engine
         self._utilities: Any = import_module("deepsparse.utils.onnx")
         self._arch = deepsparse.cpu.cpu_architecture()
-        self._weight_bytes = link_data(folder, work)
+        self._file_bytes = link_data(folder, work)
         self._engines: dict[int, Any] = {}
         for width in sorted({1, chunk}):
             self._engines[width] = self._compile(folder, work, width, threads)
@@ -87,8 +87,9 @@ class Decoder:
             "version": self._version,
             "threads": self._engines[1].num_cores,
             "ops_share": min(shares),
-            "weight_bytes": self._weight_bytes,
+            "weight_bytes": 0,  # it packs zeros away inside, and does not tell what a step reads
             "extra": {
+                "file_bytes": self._file_bytes,
                 "isa": self._arch.isa + ("_vnni" if self._arch.vnni else ""),
                 "cache": "internal" if self._internal else "external",
                 "prefill_chunk": self._chunk,
