@@ -12,7 +12,6 @@ from bench.fingerprint import fingerprint
 from bench.kernels.page import kernels_html
 from bench.kernels.peer import deepsparse_worker
 from bench.kernels.run import block
-from bench.stolen import Stolen
 
 SHAPES = ((2048, 5632), (4096, 11008))
 PATTERNS = ("50%", "60%", "70%", "80%", "90%", "2:4", "2:8")
@@ -30,12 +29,9 @@ def main() -> None:
         for shape in (SHAPES[i] for i in given.shapes):
             for m in given.rows:
                 values, total = ("bf16", "int8"), given.megabytes << 20
-                stolen = Stolen()
                 part = block(
                     shape, m, given.patterns, values, total, given.rounds, given.turn, worker
                 )  # fmt: skip
-                k = {"m": m, "k": shape[1], "n": shape[0]}
-                part["blocks"] = [k | {"stolen": stolen.share()}]
                 found["deepsparse"] = worker.facts if worker else found.get("deepsparse")
                 _put(found, part, shape, m)
                 show(part)

@@ -26,13 +26,15 @@ class Case:
     """One thing to time: `calls` run one after the other, each on a copy of its own.
 
     `bytes` is what one call reads of the weight. A case of another process has no calls but
-    `elsewhere`, which makes a number of them there and answers the seconds of one.
+    `elsewhere`, which makes a number of them there and answers the seconds of one linear; a call
+    there runs `linears` of them.
     """
 
     name: str
     calls: tuple[Callable[[], object], ...]
     bytes: int
     elsewhere: Callable[[int], float] | None = None
+    linears: int = 1
 
     def seconds(self, first: int, calls: int) -> float:
         """Seconds of one of `calls` calls, on the copies from number `first` on."""

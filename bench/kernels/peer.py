@@ -62,7 +62,7 @@ class Worker:
             given = {"name": name, "n": shape[0], "k": shape[1], "m": m, "zeros": zeros}
             forget = not found
             self.facts = self._ask({"build": given | {"layers": layers, "forget": forget}})
-            found.append(Case(name, (), int(kept), self._timer(name)))
+            found.append(Case(name, (), int(kept), self._timer(name), layers))
         return found
 
     def close(self) -> None:

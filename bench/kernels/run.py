@@ -13,6 +13,7 @@ from backends.packed.kernels.library import library
 from bench.kernels.cases import Case, kernel_case, torch_case
 from bench.kernels.peer import Worker, case_name, sparsity
 from bench.stats import median_interval, speedup_interval
+from bench.stolen import Stolen
 
 __all__ = ["block", "read_ceiling", "time_rounds"]
 
@@ -58,7 +59,7 @@ def block(
     shape: tuple[int, int], m: int, patterns: Sequence[str], values: Sequence[str],
     total: int, rounds: int, turn: float, worker: Worker | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """One shape and M: `ratios` as build/bench/kernels.json has them, `times` and `bandwidth`.
+    """One shape and M: `ratios`, `times` and `blocks` as build/bench/kernels.json has them.
 
     Args:
         turn: seconds that a case's calls of one round take, or a little longer. Calls by number
@@ -73,8 +74,10 @@ def block(
     ]
     cases += worker.cases(shape, m, patterns, total) if worker else []
     first = time_rounds(cases, 1, 1)
-    calls = {name: math.ceil(turn / seconds[0]) for name, seconds in first.items()}
+    calls = {c.name: math.ceil(turn / (first[c.name][0] * c.linears)) for c in cases}
+    stolen = Stolen()
     times = time_rounds(cases, rounds, calls)
+    share = stolen.share()
     against = [f"dense-{v}" for v in values] + ["torch-bf16", "torch-fp32"]
     ratios = [
         _ratio(shape, m, p, v, other, times) for v in values for p in patterns for other in against
@@ -93,6 +96,7 @@ def block(
             | {"gb_per_second": c.bytes / float(np.median(times[c.name])) / 1e9}
             for c in cases
         ],
+        "blocks": [{"m": m, "k": shape[1], "n": shape[0], "stolen": share}],
     }
 
 

@@ -31,6 +31,9 @@ def test_a_block(kernels: Library) -> None:
     assert {(r["n"], r["k"], r["m"]) for r in part["ratios"]} == {(64, 128, 2)}
     assert all(0 < r["low"] <= r["ratio"] <= r["high"] for r in part["ratios"])
     assert {t["case"] for t in part["times"]} >= {"bf16 50%", "int8 2:8", "dense-bf16", "read"}
+    (about,) = part["blocks"]
+    assert (about["n"], about["k"], about["m"]) == (64, 128, 2)
+    assert about["stolen"] is None or 0 <= about["stolen"] <= 1
 
 
 def ratio(against: str, m: int, values: str = "bf16", pattern: str = "50%") -> dict:
