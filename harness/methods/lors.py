@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from harness.methods.masked import MaskedLora, MaskedLoraLinear, merged, row_blocks
+from harness.methods.masked import MaskedLora, MaskedLoraLinear, input_gradient
 
 
 class CheapLora(MaskedLora):
@@ -30,9 +30,7 @@ class CheapLora(MaskedLora):
         da = torch.mm(torch.mm(dy, b.to(x.dtype)).t(), flat).to(a.dtype).mul_(scale)
         if not ctx.needs_input_grad[0]:
             return None, None, None, da, db, None
-        dx = torch.zeros_like(flat)
-        for r in row_blocks(weight):
-            dx.addmm_(dy[:, r], merged(weight[r], kept[r], a, b[r], scale).to(dy.dtype))
+        dx = input_gradient(dy, weight, kept, a, b, scale)
         return dx.reshape(x.shape), None, None, da, db, None
 
 

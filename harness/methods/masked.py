@@ -6,7 +6,8 @@ the mask `[out, in]`, A `[r, in]`, B `[out, r]` and s a fixed scale. With `G = (
 for one block of rows at a time and never kept: memory of a plain linear plus one block.
 
 Under mixed precision the products run in x's type; the merged block is formed in the weight's
-and cast, so the mask holds exactly.
+and cast, so the mask holds exactly. In float32 on the CPU our own kernels form and multiply in one
+go, where they are built (backends/packed/kernels/masked.py); what torch does here says the same.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from backends.packed.kernels.masked import MaskedProducts, available
 
 BLOCK_ELEMENTS = 1 << 20  # of the merged weight in flight
 
@@ -31,15 +34,50 @@ def merged(weight: Tensor, kept: Tensor, a: Tensor, b: Tensor, scale: float) -> 
     return torch.addmm(weight, b, a, alpha=scale).mul_(kept.view(torch.uint8))
 
 
+def kernels(*tensors: Tensor) -> MaskedProducts | None:
+    """Our own kernels, where there are any for these tensors."""
+    found = available()
+    return found if found and found.takes(*tensors) else None
+
+
 def forward_masked(
     x: Tensor, weight: Tensor, kept: Tensor, a: Tensor, b: Tensor, scale: float
 ) -> Tensor:
     """`x [..., in]` -> `[..., out]` through the merged weight, block by block."""
     flat = x.reshape(-1, x.shape[-1])
+    if fast := kernels(flat, weight, a, b):
+        y = fast.forward(flat, weight, kept, a, b, scale)
+        return y.reshape(*x.shape[:-1], weight.shape[0])
     y = x.new_empty(flat.shape[0], weight.shape[0])
     for r in row_blocks(weight):
         torch.mm(flat, merged(weight[r], kept[r], a, b[r], scale).to(x.dtype).t(), out=y[:, r])
     return y.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def input_gradient(
+    dy: Tensor, weight: Tensor, kept: Tensor, a: Tensor, b: Tensor, scale: float
+) -> Tensor:
+    """`dx [tokens, in]` of `dy [tokens, out]`, block by block."""
+    if fast := kernels(dy, weight, a, b):
+        return fast.input_gradient(dy, weight, kept, a, b, scale)
+    dx = dy.new_zeros(len(dy), weight.shape[1])
+    for r in row_blocks(weight):
+        dx.addmm_(dy[:, r], merged(weight[r], kept[r], a, b[r], scale).to(dy.dtype))
+    return dx
+
+
+def factor_gradients(
+    x: Tensor, dy: Tensor, weight: Tensor, kept: Tensor, a: Tensor, b: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """dA and dB by `x [tokens, in]` and `dy [tokens, out]`, block by block."""
+    if fast := kernels(x, dy, weight, a, b):
+        return fast.factor_gradients(x, dy, weight, kept, a, b, scale)
+    da, db = torch.zeros_like(a), torch.empty_like(b)
+    for r in row_blocks(weight):
+        g = torch.mm(dy[:, r].t(), x).to(a.dtype).mul_(kept[r].view(torch.uint8))
+        torch.mm(g, a.t(), out=db[r])
+        da.addmm_(b[r].t(), g)
+    return da.mul_(scale), db.mul_(scale)
 
 
 class MaskedLora(torch.autograd.Function):
@@ -61,17 +99,11 @@ class MaskedLora(torch.autograd.Function):
         scale: float = ctx.scale
         dy = cast(Tensor, grads[0]).reshape(-1, weight.shape[0])
         flat = x.reshape(-1, x.shape[-1])
-        dx = torch.zeros_like(flat) if ctx.needs_input_grad[0] else None
-        da, db = torch.zeros_like(a), torch.empty_like(b)
-        for r in row_blocks(weight):
-            dyr = dy[:, r]
-            g = torch.mm(dyr.t(), flat).to(a.dtype).mul_(kept[r].view(torch.uint8))
-            torch.mm(g, a.t(), out=db[r])
-            da.addmm_(b[r].t(), g)
-            if dx is not None:
-                dx.addmm_(dyr, merged(weight[r], kept[r], a, b[r], scale).to(dy.dtype))
-        out = None if dx is None else dx.reshape(x.shape)
-        return out, None, None, da.mul_(scale), db.mul_(scale), None
+        da, db = factor_gradients(flat, dy, weight, kept, a, b, scale)
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, da, db, None
+        dx = input_gradient(dy, weight, kept, a, b, scale)
+        return dx.reshape(x.shape), None, None, da, db, None
 
 
 def autocast_input(x: Tensor) -> Tensor:

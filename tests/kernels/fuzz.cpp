@@ -178,12 +178,56 @@ static int one(int hostile) {
   return taken;
 }
 
+static float *numbers(int64_t n) {
+  float *found = (float *)block(n * 4);
+  for (int64_t i = 0; i < n; ++i) found[i] = (float)(int32_t)random32() / 2147483648.f;
+  return found;
+}
+
+static void near(const float *got, const float *want, int64_t n, int isa) {
+  double off = 0, size = 0;
+  for (int64_t i = 0; i < n; ++i) off += pow((double)got[i] - want[i], 2), size += want[i] * want[i];
+  if (off <= 1e-11 * size) return;
+  fprintf(stderr, "formed weight: isa %d differs from portable\n", isa);
+  abort();
+}
+
+// Products with a weight formed under its mask, of any sizes.
+static void formed(void) {
+  const int64_t out = 1 + below(below(3) ? 60 : 400), in = 1 + below(below(3) ? 90 : 600);
+  const int64_t rank = 1 + below(40), tokens = 1 + below(below(4) ? 50 : 600);
+  se_masked w = {0, 0.5f, out, in, rank, numbers(out * in), block(out * in),
+                 numbers(rank * in), numbers(out * rank)};
+  for (int64_t i = 0; i < out * in; ++i) ((uint8_t *)w.kept)[i] = (uint8_t)below(2);
+  float *x = numbers(tokens * in), *dy = numbers(tokens * out);
+  const int64_t sizes[4] = {tokens * out, tokens * in, rank * in, out * rank};
+  float *want[4] = {}, *got[4];
+  for (w.isa = 0; w.isa < SE_ISAS; ++w.isa) {
+    if (!se_isa_runs(w.isa)) continue;
+    for (int i = 0; i < 4; ++i) got[i] = (float *)block(sizes[i] * 4);
+    if (se_masked_forward(&w, x, tokens, got[0]) != SE_OK ||
+        se_masked_backward(&w, dy, tokens, got[1]) != SE_OK ||
+        se_masked_factors(&w, x, dy, tokens, got[2], got[3]) != SE_OK)
+      abort();
+    for (int i = 0; i < 4; ++i) {
+      if (w.isa) near(got[i], want[i], sizes[i], w.isa), free(got[i]);
+      else want[i] = got[i];
+    }
+  }
+  for (int i = 0; i < 4; ++i) free(want[i]);
+  free((void *)w.weight), free((void *)w.kept), free((void *)w.a), free((void *)w.b);
+  free(x), free(dy);
+}
+
 int main(int argc, char **argv) {
   const double seconds = argc > 1 ? atof(argv[1]) : 5;
   state = argc > 2 ? strtoull(argv[2], nullptr, 10) * 2 + 1 : 1;
   const time_t end = time(nullptr) + (time_t)seconds;
   long made = 0, taken = 0;
-  for (; time(nullptr) < end || made < 50; ++made) taken += one(made % 3 != 0);
+  for (; time(nullptr) < end || made < 50; ++made) {
+    taken += one(made % 3 != 0);
+    if (made % 8 == 0) formed();
+  }
   int isas = 0;
   for (int isa = 0; isa < SE_ISAS; ++isa) isas |= se_isa_runs(isa) << isa;
   printf("%ld linears, %ld taken, instruction sets %d\n", made, taken, isas);

@@ -38,7 +38,7 @@ _VNNI = f"{_AVX512} -mavx512vbmi -mavx512vbmi2 -mavx512vnni"
 _BF16 = f"{_VNNI} -mavx512bf16"
 _COMMON_UNITS = (
     *("isa", "pool", "weight", "rows", "slots", "run", "portable"),
-    *("steps", "decoder", "decode", "onnx_op"),
+    *("steps", "decoder", "decode", "onnx_op", "masked", "masked_portable"),
 )
 _VENDORED = SOURCES / "onnxruntime"  # headers of others: no warnings of theirs
 _X86_UNITS = {
@@ -47,7 +47,10 @@ _X86_UNITS = {
     "avx512_vnni": (3, _VNNI),
     "avx512_bf16": (4, _BF16),
 }
-_PARTS = {"avx2": ("avx2", "steps_avx2")}  # files of an instruction set that has several
+_PARTS = {
+    "avx2": ("avx2", "steps_avx2", "masked_avx2"),
+    "avx512": ("avx512", "masked_avx512"),
+}  # files of instruction sets that have several
 _SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -g -DSE_SANITIZE"
 
 

@@ -14,7 +14,7 @@ from exporter.errors import EngineUnfit
 
 __all__ = ["ISA_VARIABLE", "Desc", "Isa", "Job", "Library", "library"]
 
-ABI = 7
+ABI = 8
 ISA_VARIABLE = "SPARSE_EXPORT_ISA"
 
 
@@ -139,6 +139,12 @@ class Library:
         c.se_decoder_run.argtypes = (c_void_p, c_void_p)
         self.decoder_create, self.decoder_destroy = c.se_decoder_create, c.se_decoder_destroy
         self.decoder_run = c.se_decoder_run
+        pointer, size = c_void_p, c_int64
+        c.se_masked_forward.argtypes = (pointer, pointer, size, pointer)
+        c.se_masked_backward.argtypes = (pointer, pointer, size, pointer)
+        c.se_masked_factors.argtypes = (pointer, pointer, pointer, size, pointer, pointer)
+        self.masked_forward, self.masked_backward = c.se_masked_forward, c.se_masked_backward
+        self.masked_factors = c.se_masked_factors
 
     @property
     def operators(self) -> int:

@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 #define SE_API __attribute__((visibility("default")))
-#define SE_ABI_VERSION 7
+#define SE_ABI_VERSION 8
 #define SE_OPERATORS 1 /* version of the ONNX domain "sparse_export" (onnx_op.cpp) */
 
 enum { SE_RAGGED = 0, SE_NM = 1, SE_DENSE = 2 };                              /* kind */
@@ -64,6 +64,24 @@ SE_API void se_set_threads(int32_t count); /* bounded by the affinity of the pro
 /* Let the process's OpenMP run the parts of a call, in place of the own pool: the address of its
    GOMP_parallel and how many threads that starts, or null for the pool again. */
 SE_API void se_share_threads(void *gomp_parallel, int32_t count);
+/* M . (W + s B A), for training: float32 [out, in], [rank, in] and [out, rank]; `kept` is M in bytes
+   0 and 1. `isa` as se_create has it. */
+typedef struct {
+  int32_t isa;
+  float scale;
+  int64_t out, in, rank;
+  const float *weight;
+  const uint8_t *kept;
+  const float *a, *b;
+} se_masked;
+/* y [tokens, out] = x [tokens, in] times the formed weight transposed. */
+SE_API int32_t se_masked_forward(const se_masked *w, const float *x, int64_t tokens, float *y);
+/* dx [tokens, in] = dy [tokens, out] times the formed weight. */
+SE_API int32_t se_masked_backward(const se_masked *w, const float *dy, int64_t tokens, float *dx);
+/* With G = (dy^T x) . M: da [rank, in] = s B^T G, db [out, rank] = s G A^T. The same bits for any
+   number of threads. */
+SE_API int32_t se_masked_factors(const se_masked *w, const float *x, const float *dy,
+                                 int64_t tokens, float *da, float *db);
 /* Sums bytes [16 MiB pieces over the pool]; the read ceiling of this machine. */
 SE_API uint64_t se_read(const void *data, int64_t bytes);
 #ifdef __cplusplus

@@ -1,8 +1,8 @@
 // One call: prepare x once for each form that is asked for, then share the row blocks.
-#include <stdlib.h>
 #include <string.h>
 
 #include "rows.h"
+#include "scratch.h"
 
 namespace se {
 namespace {
@@ -10,21 +10,6 @@ namespace {
 constexpr int64_t kMostJobs = 16;
 constexpr int64_t kPieces = 8; // parts for each thread: evens out what other processes take
 constexpr int64_t kMany = 64;  // rows of x from which on half as many: a part reads all of x
-
-struct Scratch {
-  void *data = nullptr;
-  size_t bytes = 0;
-  ~Scratch() { free(data); }
-  void *need(size_t wanted) {
-    if (wanted > bytes) {
-      free(data);
-      bytes = (wanted + 65535) / 65536 * 65536;
-      data = aligned_alloc(64, bytes);
-      if (!data) bytes = 0;
-    }
-    return data;
-  }
-};
 
 struct Call {
   const se_job *jobs;

@@ -1,0 +1,208 @@
+// A linear of training whose weight is formed while it is multiplied: W_ = M . (W + s B A).
+//
+// LoSA equation 1 in its merged form (Huang et al. 2025, arXiv 2502.14816): y = x W_^T, dx = dy W_,
+// and with G = (dy^T x) . M: da = s B^T G, db = s G A^T. A fast product copies both sides to where
+// its tiles find them; here that copy is where the low-rank product is added and the mask laid on,
+// and G is masked and used up while it is in the cache. So neither W_ nor G is ever written to
+// memory, and no pass over either is paid for.
+#include <string.h>
+
+#include "masked.h"
+#include "scratch.h"
+
+#ifndef SE_UNITS // bit i: the unit of instruction set i is linked
+#define SE_UNITS 1
+#endif
+
+namespace se {
+namespace {
+
+constexpr int64_t kGroups = 16; // of rows: each adds up its own da, whatever the threads
+
+struct Call {
+  const MaskedSteps *steps;
+  Formed w;
+  const float *x, *dy;
+  int64_t tokens, each; // rows or columns of a part
+  bool first;
+  Panels columns, lines, a; // x by columns, x by lines, A by lines
+  float *rows;              // dy by rows
+  float *y, *dx, *da, *db;
+  int32_t failed; // of a part that found no memory
+};
+
+const MaskedSteps *steps_of(int32_t isa) {
+  if (isa < 0 || isa >= SE_ISAS || !se_isa_runs(isa)) return nullptr;
+  if (SE_UNITS >> SE_AVX512 & 1 && isa >= SE_AVX512) return &kMaskedAvx512;
+  if (SE_UNITS >> SE_AVX2 & 1 && isa >= SE_AVX2) return &kMaskedAvx2;
+  return &kMaskedPortable;
+}
+
+thread_local Scratch of_thread; // a part's
+thread_local Scratch of_call;   // what all parts read
+
+// What a part works in; null, and the call has failed, without memory.
+float *room(Call &call) {
+  void *found = of_thread.need(sizeof(float) * (size_t)masked_room(call.w));
+  if (!found) __atomic_store_n(&call.failed, SE_NO_MEMORY, __ATOMIC_RELAXED);
+  return (float *)found;
+}
+
+// Panels of [lines, width] side by side, and how many floats they take.
+int64_t panels_of(const Call &call, int64_t lines) { return parts_of(lines, call.steps->wide); }
+int64_t floats_of(const Call &call, int64_t panels, int64_t steps) {
+  return parts_of(steps, kChunk) * panels * kChunk * call.steps->wide;
+}
+
+void pack_lines(void *context, int64_t part) {
+  const Call &c = *(const Call *)context;
+  c.steps->pack_lines(c.x, c.tokens, c.w.in, c.lines, part);
+}
+void pack_columns(void *context, int64_t part) {
+  const Call &c = *(const Call *)context;
+  c.steps->pack_columns(c.x, c.tokens, c.w.in, c.columns, part);
+}
+void pack_a(void *context, int64_t part) {
+  const Call &c = *(const Call *)context;
+  c.steps->pack_lines(c.w.a, c.w.rank, c.w.in, c.a, part);
+}
+void pack_rows(void *context, int64_t part) {
+  const Call &c = *(const Call *)context;
+  c.steps->pack_rows(c.dy, c.tokens, c.w.out, c.rows, part);
+}
+
+void forward_part(void *context, int64_t part) {
+  Call &c = *(Call *)context;
+  float *at = room(c);
+  if (!at) return;
+  const int64_t n0 = part * c.each, n1 = n0 + c.each < c.w.out ? n0 + c.each : c.w.out;
+  c.steps->forward(c.w, c.lines, c.tokens, n0, n1, c.y, at);
+}
+
+void backward_part(void *context, int64_t part) {
+  Call &c = *(Call *)context;
+  float *at = room(c);
+  if (!at) return;
+  const int64_t k0 = part * c.each, k1 = k0 + c.each < c.w.in ? k0 + c.each : c.w.in;
+  c.steps->backward(c.w, c.rows, c.tokens, k0, k1, c.dx, at);
+}
+
+int64_t da_floats(const Call &c) {
+  return up_to(c.w.rank, c.steps->rows) * up_to(c.w.in, c.steps->wide);
+}
+
+void factors_part(void *context, int64_t part) {
+  Call &c = *(Call *)context;
+  float *at = room(c);
+  if (!at) return;
+  const int64_t tiles = parts_of(c.w.out, c.steps->rows);
+  const int64_t n0 = tiles * part / kGroups * c.steps->rows;
+  const int64_t end = tiles * (part + 1) / kGroups * c.steps->rows;
+  c.steps->factors(c.w, c.columns, c.a, c.dy, c.tokens, n0, end < c.w.out ? end : c.w.out, c.first,
+                   c.da + part * da_floats(c), c.db, at);
+}
+
+bool valid(const se_masked *w, const void *x, int64_t tokens) {
+  return w && x && tokens > 0 && w->out > 0 && w->in > 0 && w->rank > 0 && w->weight && w->kept &&
+         w->a && w->b;
+}
+
+Call begin(const se_masked *w) {
+  Call call = {};
+  call.steps = steps_of(w->isa);
+  call.w = {w->weight, w->kept, w->a, w->b, w->scale, w->out, w->in, w->rank};
+  return call;
+}
+
+// `run` for kTokens tokens at a time.
+template <class Run> int32_t by_tokens(int64_t tokens, const Run &run) {
+  for (int64_t t = 0; t < tokens; t += kTokens) {
+    const int32_t found = run(t, tokens - t < kTokens ? tokens - t : kTokens);
+    if (found != SE_OK) return found;
+  }
+  return SE_OK;
+}
+
+} // namespace
+} // namespace se
+
+using namespace se;
+
+extern "C" {
+
+int32_t se_masked_forward(const se_masked *w, const float *x, int64_t tokens, float *y) {
+  if (!valid(w, x, tokens) || !y) return SE_INVALID;
+  Call call = begin(w);
+  if (!call.steps) return SE_NO_ISA;
+  return by_tokens(tokens, [&](int64_t t, int64_t count) -> int32_t {
+    call.x = x + t * w->in;
+    call.y = y + t * w->out;
+    call.tokens = count;
+    call.lines.panels = panels_of(call, count);
+    const int64_t floats = floats_of(call, call.lines.panels, w->in);
+    call.lines.data = (float *)of_call.need(sizeof(float) * (size_t)floats);
+    if (!call.lines.data) return SE_NO_MEMORY;
+    parallel(parts_of(w->in, kChunk) * call.lines.panels, pack_lines, &call);
+    call.each = whole(kBlock, call.steps->rows);
+    parallel(parts_of(w->out, call.each), forward_part, &call);
+    return call.failed;
+  });
+}
+
+int32_t se_masked_backward(const se_masked *w, const float *dy, int64_t tokens, float *dx) {
+  if (!valid(w, dy, tokens) || !dx) return SE_INVALID;
+  Call call = begin(w);
+  if (!call.steps) return SE_NO_ISA;
+  return by_tokens(tokens, [&](int64_t t, int64_t count) -> int32_t {
+    call.dy = dy + t * w->out;
+    call.dx = dx + t * w->in;
+    call.tokens = count;
+    const int64_t chunks = parts_of(w->out, whole(kChunk, call.steps->rows));
+    const int64_t floats = chunks * up_to(count, call.steps->rows) * kChunk;
+    call.rows = (float *)of_call.need(sizeof(float) * (size_t)floats);
+    if (!call.rows) return SE_NO_MEMORY;
+    parallel(chunks, pack_rows, &call);
+    const int64_t share = up_to(parts_of(w->in, 4 * sharers()), call.steps->wide);
+    call.each = share < kChunk ? share : kChunk;
+    parallel(parts_of(w->in, call.each), backward_part, &call);
+    return call.failed;
+  });
+}
+
+int32_t se_masked_factors(const se_masked *w, const float *x, const float *dy, int64_t tokens,
+                          float *da, float *db) {
+  if (!valid(w, x, tokens) || !dy || !da || !db) return SE_INVALID;
+  Call call = begin(w);
+  if (!call.steps) return SE_NO_ISA;
+  call.db = db;
+  call.a.panels = panels_of(call, w->rank);
+  call.columns.panels = panels_of(call, w->in);
+  const int64_t for_a = floats_of(call, call.a.panels, w->in), sums = da_floats(call);
+  const int64_t longest = tokens < kTokens ? tokens : kTokens;
+  const int64_t for_x = floats_of(call, call.columns.panels, longest);
+  call.da = (float *)of_call.need(sizeof(float) * (size_t)(kGroups * sums + for_a + for_x));
+  if (!call.da) return SE_NO_MEMORY;
+  memset(call.da, 0, sizeof(float) * (size_t)(kGroups * sums));
+  call.a.data = call.da + kGroups * sums;
+  call.columns.data = call.a.data + for_a;
+  parallel(parts_of(w->in, kChunk) * call.a.panels, pack_a, &call);
+  const int32_t found = by_tokens(tokens, [&](int64_t t, int64_t count) -> int32_t {
+    call.x = x + t * w->in;
+    call.dy = dy + t * w->out;
+    call.tokens = count;
+    call.first = t == 0;
+    parallel(parts_of(count, kChunk) * call.columns.panels, pack_columns, &call);
+    parallel(kGroups, factors_part, &call);
+    return call.failed;
+  });
+  if (found != SE_OK) return found;
+  const int64_t ld = up_to(w->in, call.steps->wide);
+  for (int64_t r = 0; r < w->rank; ++r)
+    for (int64_t k = 0; k < w->in; ++k) {
+      float sum = 0.f;
+      for (int64_t g = 0; g < kGroups; ++g) sum += call.da[g * sums + r * ld + k];
+      da[r * w->in + k] = sum;
+    }
+  return SE_OK;
+}
+}
