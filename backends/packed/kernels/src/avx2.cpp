@@ -212,7 +212,7 @@ SE_STRAIGHT(fp32, float, float)
 SE_STRAIGHT(int8, int16_t, int32_t)
 
 struct Floats : FloatSums {
-  static constexpr int64_t kDirect = kFew, kBeside = 1;
+  static constexpr int64_t kDirect = kFew, kBeside = 1, kDeep = 1, kPanel = kPanelBytes;
   static const uint8_t *expand(int32_t value, const uint8_t *mask, const uint8_t *values,
                                void *panel) {
     return avx2_floats(value, mask, values, (float *)panel);
@@ -225,13 +225,13 @@ struct Floats : FloatSums {
     if (value == SE_FP32) return fp32(mask, values, x, lines, sums);
     alignas(64) float panel[kTile];
     values = expand(value, mask, values, panel);
-    multiply(panel, 1, x, lines, &sums);
+    multiply(panel, 1, {x, lines, 1, 0}, &sums);
     return values;
   }
-  static void multiply(const void *panel, int64_t, const float *x, int64_t lines,
-                       float *const *to) {
-    const float *w = (const float *)panel;
+  static void multiply(const void *panel, int64_t, const Lines<float> &from, float *const *to) {
+    const float *w = (const float *)panel, *x = from.data;
     float *sums = *to;
+    int64_t lines = from.lines;
     for (; lines >= 6; lines -= 6, x += 6 * kCols, sums += 6 * kRows)
       floats_times<6, 1>(w, x, sums);
     if (lines == 5) return floats_times<5, 1>(w, x, sums);
@@ -243,7 +243,7 @@ struct Floats : FloatSums {
 };
 
 struct Codes : Int16Sums {
-  static constexpr int64_t kDirect = kFew, kBeside = 1;
+  static constexpr int64_t kDirect = kFew, kBeside = 1, kDeep = 1, kPanel = kPanelBytes;
   static const uint8_t *expand(int32_t value, const uint8_t *mask, const uint8_t *values,
                                void *panel) {
     return avx2_int16(value, mask, values, (int16_t *)panel);
@@ -257,10 +257,11 @@ struct Codes : Int16Sums {
     straight(mask, codes, x, lines, sums);
     return next;
   }
-  static void multiply(const void *panel, int64_t, const int16_t *x, int64_t lines,
+  static void multiply(const void *panel, int64_t, const Lines<int16_t> &from,
                        int32_t *const *to) {
-    const int16_t *w = (const int16_t *)panel;
+    const int16_t *w = (const int16_t *)panel, *x = from.data;
     int32_t *sums = *to;
+    int64_t lines = from.lines;
     for (; lines >= 4; lines -= 4, x += 4 * kCols, sums += 4 * kRows)
       codes_times<4, 1>(w, x, sums);
     if (lines == 3) return codes_times<3, 1>(w, x, sums);

@@ -68,7 +68,7 @@ inline const uint8_t *wide_unpack(int32_t value, const uint8_t *mask, const uint
 }
 
 struct WideFloats : FloatSums {
-  static constexpr int64_t kDirect = 0, kBeside = 2;
+  static constexpr int64_t kDirect = 0, kBeside = 2, kDeep = 1, kPanel = 4096;
   static const uint8_t *expand(int32_t value, const uint8_t *mask, const uint8_t *values,
                                void *panel) {
     return wide_floats(value, mask, values, (float *)panel);
@@ -77,14 +77,14 @@ struct WideFloats : FloatSums {
                                int64_t, float *) {
     return values;
   }
-  static void multiply(const void *panels, int64_t count, const float *x, int64_t lines,
+  static void multiply(const void *panels, int64_t count, const Lines<float> &x,
                        float *const *sums) {
-    panels_by_two<FloatDot, 64>(panels, count, x, lines, sums);
+    panels_by_two<FloatDot, 64>(panels, count, x, sums);
   }
 };
 
 struct WideCodes : Int16Sums {
-  static constexpr int64_t kDirect = 0, kBeside = 2;
+  static constexpr int64_t kDirect = 0, kBeside = 2, kDeep = 4, kPanel = 2048;
   static const uint8_t *expand(int32_t value, const uint8_t *mask, const uint8_t *values,
                                void *panel) {
     return avx2_int16(value, mask, values, (int16_t *)panel);
@@ -93,9 +93,9 @@ struct WideCodes : Int16Sums {
                                int64_t, int32_t *) {
     return values;
   }
-  static void multiply(const void *panels, int64_t count, const int16_t *x, int64_t lines,
+  static void multiply(const void *panels, int64_t count, const Lines<int16_t> &x,
                        int32_t *const *sums) {
-    panels_by_two<WordDot, 32>(panels, count, x, lines, sums);
+    panels_by_two<WordDot, 32>(panels, count, x, sums);
   }
 };
 

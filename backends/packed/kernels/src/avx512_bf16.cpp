@@ -16,15 +16,16 @@ struct Bf16s {
   typedef uint16_t X;
   typedef float Acc;
   static constexpr int64_t kPlanes = 1, kBeside = 2, kDirect = kDirectLines;
+  static constexpr int64_t kDeep = 2, kPanel = 2048;
   static float total(const float *sums, int32_t) { return *sums; }
   static const uint8_t *expand(int32_t, const uint8_t *mask, const uint8_t *values, void *panel) {
     uint8_t *out = (uint8_t *)panel;
     return mask ? to_panel<Bf16Steps<false>>(mask, values, out)
                 : to_panel<Bf16Steps<true>>(mask, values, out);
   }
-  static void multiply(const void *panels, int64_t count, const uint16_t *x, int64_t lines,
+  static void multiply(const void *panels, int64_t count, const Lines<uint16_t> &x,
                        float *const *sums) {
-    panels_by_two<Bf16Dot, 32>(panels, count, x, lines, sums);
+    panels_by_two<Bf16Dot, 32>(panels, count, x, sums);
   }
   static const uint8_t *direct(int32_t, const uint8_t *mask, const uint8_t *values,
                                const uint16_t *x, int64_t lines, float *sums) {

@@ -31,11 +31,11 @@ struct WordDot {
   static void store(int32_t *to, Sum sum) { store_i(to, add_i(load_i(to), sum)); }
 };
 
-// kLines lines of x [lines, kSteps] of 32-bit words against kBeside panels; kSets sets of sums hide
-// the latency of few lines.
+// kLines lines of x [lines, kSteps] of 32-bit words against kBeside panels of each tile; kSets sets
+// of sums hide the latency of few lines. Asks for the lines that follow: they come from the L2 cache.
 template <class Dot, int kSteps, int kLines, int kSets, int kBeside>
-__attribute__((noinline)) void panel_times(const uint8_t *w, const uint8_t *x,
-                                           typename Dot::Acc *const *to) {
+__attribute__((noinline)) void panel_times(const uint8_t *w, const uint8_t *x, int64_t tiles,
+                                           int64_t apart, typename Dot::Acc *const *to) {
   typename Dot::Sum sums[kSets][kBeside][kLines];
 #pragma GCC unroll 16
   for (int s = 0; s < kSets; ++s)
@@ -44,12 +44,15 @@ __attribute__((noinline)) void panel_times(const uint8_t *w, const uint8_t *x,
 #pragma GCC unroll 16
       for (int m = 0; m < kLines; ++m) sums[s][b][m] = Dot::zero();
 #pragma GCC unroll 1
+  for (int64_t d = 0; d < tiles; ++d, w += kBeside * kSteps * 64, x += apart)
+#pragma GCC unroll 1
   for (int k = 0; k < kSteps; k += kSets) {
+    __builtin_prefetch(x + kLines * (kSteps + k) * 4);
 #pragma GCC unroll 16
     for (int s = 0; s < kSets; ++s) {
       I16x each[kBeside];
 #pragma GCC unroll 2
-      for (int b = 0; b < kBeside; ++b) each[b] = load_i(w + b * kPanelBytes + (k + s) * 64);
+      for (int b = 0; b < kBeside; ++b) each[b] = load_i(w + (b * kSteps + k + s) * 64);
 #pragma GCC unroll 16
       for (int m = 0; m < kLines; ++m) {
         const I16x word = set1_i(word_at(x + (m * kSteps + k + s) * 4));
@@ -72,15 +75,16 @@ __attribute__((noinline)) void panel_times(const uint8_t *w, const uint8_t *x,
 }
 
 // Any number of lines.
-template <class Dot, int kSteps, int kBeside>
-void panels_times(const void *panels, const void *lines, int64_t count,
-                  typename Dot::Acc *const *sums) {
-  const uint8_t *w = (const uint8_t *)panels, *x = (const uint8_t *)lines;
+template <class Dot, int kSteps, int kBeside, class X>
+void panels_times(const void *panels, const Lines<X> &from, typename Dot::Acc *const *sums) {
+  const uint8_t *w = (const uint8_t *)panels, *x = (const uint8_t *)from.data;
+  const int64_t apart = from.apart * (int64_t)sizeof(X);
+  int64_t count = from.lines;
   typename Dot::Acc *to[kBeside];
   for (int b = 0; b < kBeside; ++b) to[b] = sums[b];
   const auto some = [&](auto times, int64_t n) {
     for (; count >= n; count -= n, x += n * kSteps * 4) {
-      times(w, x, to);
+      times(w, x, from.tiles, apart, to);
       for (int b = 0; b < kBeside; ++b) to[b] += n * kRows;
     }
   };
@@ -90,10 +94,10 @@ void panels_times(const void *panels, const void *lines, int64_t count,
 }
 
 // `count` panels, one for each sum.
-template <class Dot, int kSteps>
-void panels_by_two(const void *panels, int64_t count, const void *x, int64_t lines,
+template <class Dot, int kSteps, class X>
+void panels_by_two(const void *panels, int64_t count, const Lines<X> &x,
                    typename Dot::Acc *const *sums) {
-  (count == 2 ? panels_times<Dot, kSteps, 2> : panels_times<Dot, kSteps, 1>)(panels, x, lines, sums);
+  (count == 2 ? panels_times<Dot, kSteps, 2, X> : panels_times<Dot, kSteps, 1, X>)(panels, x, sums);
 }
 
 } // namespace

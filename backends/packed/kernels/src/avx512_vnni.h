@@ -125,6 +125,7 @@ template <int kOfRow> struct Vnni {
   typedef uint8_t X;
   typedef int32_t Acc;
   static constexpr int64_t kPlanes = kOfRow, kBeside = 2, kDirect = kDirectLines;
+  static constexpr int64_t kDeep = 4, kPanel = 1024;
   static int32_t total(const int32_t *sums, int32_t codes) {
     if (kPlanes == 1) return (int32_t)((uint32_t)sums[0] - 128u * (uint32_t)codes);
     const uint32_t both = ((uint32_t)sums[0] << 8) + (uint32_t)sums[kRows];
@@ -137,9 +138,9 @@ template <int kOfRow> struct Vnni {
                                                                              (uint8_t *)panel);
     });
   }
-  static void multiply(const void *panels, int64_t count, const uint8_t *x, int64_t lines,
+  static void multiply(const void *panels, int64_t count, const Lines<uint8_t> &x,
                        int32_t *const *sums) {
-    panels_by_two<CodeDot, 16>(panels, count, x, lines, sums);
+    panels_by_two<CodeDot, 16>(panels, count, x, sums);
   }
   static const uint8_t *direct(int32_t value, const uint8_t *mask, const uint8_t *values,
                                const uint8_t *x, int64_t lines, int32_t *sums) {

@@ -5,8 +5,9 @@
 //   kPlanes            lines of x that make one row (2: high and low bytes)
 //   kDirect            at most so many lines go straight from mask to sums
 //   kBeside            panels, of as many row blocks, that are multiplied at a time
+//   kDeep, kPanel      of so many tiles each, and bytes of one: sums are then fetched less often
 //   expand(value, mask, values, panel)            one tile; returns the next tile's values
-//   multiply(panels, count, x, lines, sums)       each sums [lines, 16] += its panel times x [lines, 64]
+//   multiply(panels, count, x, sums)              each sums [lines, 16] += its panels times x
 //   direct(value, mask, values, x, lines, sums)   both at once
 //   total(sums, codes)                            a row's sum from its planes
 #pragma once
@@ -17,6 +18,12 @@
 namespace {
 
 constexpr int64_t kPanelBytes = kTile * 4, kAhead = 4096;
+
+// Lines of x for some tiles: [tiles, lines, 64], a tile's lines `apart` from the next tile's.
+template <class X> struct Lines {
+  const X *data;
+  int64_t lines, tiles, apart;
+};
 
 inline void prefetch(const uint8_t *from, const uint8_t *to) {
   for (const uint8_t *at = from; at < to; at += 64) __builtin_prefetch(at);
@@ -74,36 +81,45 @@ struct Walk { // the next tile of a row block
 };
 
 template <class K>
-void run_tile(int32_t value, Walk *at, int64_t count, const typename K::X *x, int64_t lines,
-              Sums<K> *s, uint8_t *panels) {
-  const bool straight = lines <= K::kDirect;
+void run_tiles(int32_t value, Walk *at, int64_t count, const Lines<typename K::X> &x, Sums<K> *s,
+               uint8_t *panels) {
+  const bool straight = x.lines <= K::kDirect;
   typename K::Acc *sums[K::kBeside];
   for (int64_t i = 0; i < count; ++i) {
-    const uint8_t *from = at[i].values;
-    at[i].values = straight ? K::direct(value, at[i].mask, from, x, lines, s[i].now)
-                            : K::expand(value, at[i].mask, from, panels + i * kPanelBytes);
-    prefetch(from + kAhead, at[i].values + kAhead);
-    at[i].mask = at[i].mask ? at[i].mask + kMaskBytes : nullptr;
     sums[i] = s[i].now;
+    for (int64_t d = 0; d < x.tiles; ++d) {
+      const uint8_t *from = at[i].values;
+      uint8_t *panel = panels + (d * count + i) * K::kPanel;
+      at[i].values = straight ? K::direct(value, at[i].mask, from, x.data, x.lines, s[i].now)
+                              : K::expand(value, at[i].mask, from, panel);
+      prefetch(from + kAhead, at[i].values + kAhead);
+      at[i].mask = at[i].mask ? at[i].mask + kMaskBytes : nullptr;
+    }
   }
-  if (!straight) K::multiply(panels, count, x, lines, sums);
+  if (!straight) K::multiply(panels, count, x, sums);
 }
 
-// Row blocks [b, b + blocks) of rows [m0, m0 + m) of x, tile by tile.
+// Row blocks [b, b + blocks) of rows [m0, m0 + m) of x, a few tiles at a time.
 template <class K>
 void run_group(const Weight &w, const Prepared &x, int64_t b, int64_t blocks, int64_t m0, int64_t m,
                Sums<K> *s) {
-  alignas(64) uint8_t panels[K::kBeside * kPanelBytes];
+  alignas(64) uint8_t panels[K::kBeside * K::kDeep * K::kPanel];
   Walk at[kGroup];
   for (int64_t i = 0; i < blocks; ++i)
     at[i] = {w.mask ? w.mask + (b + i) * w.tiles * kMaskBytes : nullptr, w.values + w.begins[b + i]};
+  const int64_t apart = x.m * K::kPlanes * kCols;
   const typename K::X *data = (const typename K::X *)x.data + m0 * K::kPlanes * kCols;
-  for (int64_t c = 0, since = 0; c < w.tiles; ++c, data += x.m * K::kPlanes * kCols) {
+  Lines<typename K::X> some = {data, m * K::kPlanes, 1, apart};
+  const int64_t deep = some.lines <= K::kDirect ? 1 : K::kDeep;
+  for (int64_t c = 0, since = 0; c < w.tiles; c += some.tiles, some.data += some.tiles * apart) {
+    const int64_t left = w.tiles - c < w.flush - since ? w.tiles - c : w.flush - since;
+    some.tiles = left < deep ? left : deep;
     for (int64_t i = 0; i < blocks; i += K::kBeside) {
       const int64_t count = blocks - i < K::kBeside ? blocks - i : K::kBeside;
-      run_tile<K>(w.value, at + i, count, data, m * K::kPlanes, s + i, panels);
+      run_tiles<K>(w.value, at + i, count, some, s + i, panels);
     }
-    if (++since < w.flush && c + 1 < w.tiles) continue;
+    since += some.tiles;
+    if (since < w.flush && c + some.tiles < w.tiles) continue;
     since = 0;
     for (int64_t i = 0; i < blocks; ++i) {
       const int64_t scale = ((b + i) * w.groups + c / w.group_tiles) * kRows;

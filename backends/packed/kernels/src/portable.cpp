@@ -21,7 +21,7 @@ const uint8_t *unpack_tile(int32_t value, const uint8_t *mask, const uint8_t *va
 }
 
 struct Floats : FloatSums {
-  static constexpr int64_t kDirect = 0, kBeside = 1;
+  static constexpr int64_t kDirect = 0, kBeside = 1, kDeep = 1, kPanel = kPanelBytes;
   static const uint8_t *expand(int32_t value, const uint8_t *mask, const uint8_t *values,
                                void *panel) {
     return unpack_tile(value, mask, values, (float *)panel);
@@ -30,11 +30,10 @@ struct Floats : FloatSums {
                                float *) {
     return v;
   }
-  static void multiply(const void *panel, int64_t, const float *x, int64_t lines,
-                       float *const *to) {
+  static void multiply(const void *panel, int64_t, const Lines<float> &from, float *const *to) {
     float *sums = *to;
-    const float *w = (const float *)panel;
-    for (int64_t m = 0; m < lines; ++m, x += kCols, sums += kRows) {
+    const float *w = (const float *)panel, *x = from.data;
+    for (int64_t m = 0; m < from.lines; ++m, x += kCols, sums += kRows) {
       float tile[kRows] = {}; // a tile's own sums first: the long sum rounds less often
       for (int64_t k = 0; k < kCols; ++k)
         for (int64_t r = 0; r < kRows; ++r) tile[r] += w[k * kRows + r] * x[k];
@@ -44,7 +43,7 @@ struct Floats : FloatSums {
 };
 
 struct Codes : Int16Sums {
-  static constexpr int64_t kDirect = 0, kBeside = 1;
+  static constexpr int64_t kDirect = 0, kBeside = 1, kDeep = 1, kPanel = kPanelBytes;
   static const uint8_t *expand(int32_t value, const uint8_t *mask, const uint8_t *values,
                                void *panel) {
     int16_t *out = (int16_t *)panel;
@@ -56,10 +55,11 @@ struct Codes : Int16Sums {
                                int64_t, int32_t *) {
     return v;
   }
-  static void multiply(const void *panel, int64_t, const int16_t *x, int64_t lines,
+  static void multiply(const void *panel, int64_t, const Lines<int16_t> &from,
                        int32_t *const *to) {
     int32_t *sums = *to;
-    for (int64_t m = 0; m < lines; ++m, x += kCols, sums += kRows) {
+    const int16_t *x = from.data;
+    for (int64_t m = 0; m < from.lines; ++m, x += kCols, sums += kRows) {
       const int16_t *w = (const int16_t *)panel;
       for (int64_t pair = 0; pair < kCols; pair += 2, w += 2 * kRows)
         for (int64_t r = 0; r < kRows; ++r)
