@@ -14,6 +14,7 @@ from bench.kernels.peer import deepsparse_worker
 from bench.kernels.run import block
 
 SHAPES = ((2048, 5632), (4096, 11008))
+VALUES = ("bf16", "int8", "int8-a8")
 PATTERNS = ("50%", "60%", "70%", "80%", "90%", "2:4", "2:8")
 
 
@@ -28,7 +29,7 @@ def main() -> None:
     with deepsparse_worker(threads, not given.no_deepsparse) as worker:
         for shape in (SHAPES[i] for i in given.shapes):
             for m in given.rows:
-                values, total = ("bf16", "int8"), given.megabytes << 20
+                values, total = VALUES, given.megabytes << 20
                 part = block(
                     shape, m, given.patterns, values, total, given.rounds, given.turn, worker
                 )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.packed.kernels.linear import CpuLinear
+from backends.packed.kernels.linear import CpuLinear, Precision
 from backends.packed.pack import pack
 from backends.packed.spec import PackedLinear
 from backends.packed.values import ValueType
@@ -49,18 +49,22 @@ class Case:
 def kernel_case(
     name: str, shape: tuple[int, int], values: str, pattern: str, m: int, total: int
 ) -> Case:
-    """A packed linear: pattern "dense", "70%" (zeros) or "2:4"; int8 meets 16-bit x, as in engines.
+    """A packed linear: pattern "dense", "70%" (zeros) or "2:4".
 
     Args:
+        values: a type of values, which meet x as in engines: int8 that of 16 bits. "int8-a8": int8
+            values with x of 8 bits.
         total: bytes that all copies together exceed, so that none stays in a cache.
     """
-    spec, parts = _linear(shape, ValueType(values), pattern)
-    one = CpuLinear.build(spec, parts, precision="int16")
+    kind, _, eight = values.partition("-a")
+    precision: Precision = "int8" if eight == "8" else "int16"
+    spec, parts = _linear(shape, ValueType(kind), pattern)
+    one = CpuLinear.build(spec, parts, precision=precision)
     stored = sum(part.nbytes for part in parts.values())
     read = one.row_nbytes if m == 1 else stored  # one of the copies that other numbers of rows read
     copies = [one]
     while read * len(copies) < total:
-        copies.append(CpuLinear.build(spec, parts, precision="int16"))
+        copies.append(CpuLinear.build(spec, parts, precision=precision))
     x = _x(m, shape[1])
     return Case(name, tuple(_call(each, x) for each in copies), read)
 
