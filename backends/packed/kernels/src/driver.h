@@ -17,12 +17,7 @@
 
 namespace {
 
-constexpr int64_t kPanelBytes = kTile * 4;
-#if defined(__AVX512VNNI__) && !defined(__AVX512BF16__)
-constexpr int64_t kAhead = 2048; // bytes of values: measured on Ice Lake,
-#else
-constexpr int64_t kAhead = 4096; // and on Zen
-#endif
+constexpr int64_t kPanelBytes = kTile * 4, kAhead = 4096;
 
 // Lines of x for some tiles: [tiles, lines, 64], a tile's lines `apart` from the next tile's.
 template <class X> struct Lines {
