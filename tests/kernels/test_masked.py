@@ -146,6 +146,18 @@ def test_slow_kernels_are_not_taken(monkeypatch, kernels: Library) -> None:
         available.cache_clear()
 
 
+@pytest.mark.parametrize("place", range(6))
+def test_sizes_that_do_not_fit_are_refused(kernels: Library, place: int) -> None:
+    """The kernels read as much as the weight's shape says."""
+    given = list(tensors(6, 5, 4, 3))
+    given[place] = torch.ones(2, 2, dtype=given[place].dtype)
+    x, dy, *formed = given
+    fast = MaskedProducts(kernels)
+    with pytest.raises(ValueError, match="expected"):
+        fast.forward(x, *formed, 1.0)
+        fast.factor_gradients(x, dy, *formed, 1.0)
+
+
 def test_the_library_refuses_what_it_cannot_use(kernels: Library) -> None:
     x, dy, *formed = tensors(4, 4, 2, 1)
     fast = MaskedProducts(kernels)

@@ -65,7 +65,7 @@ class MaskedProducts:
 
         W `[out, in]`, A `[r, in]`, B `[out, r]`; all but `kept` float32.
         """
-        x = x.contiguous()
+        x = _rows(x, weight.shape[1])
         y = x.new_empty(len(x), len(weight))
         held = self._formed(weight, kept, a, b, scale)
         _check(self._lib.masked_forward(byref(held.formed), _at(x), len(x), _at(y)))
@@ -75,7 +75,7 @@ class MaskedProducts:
         self, dy: Tensor, weight: Tensor, kept: Tensor, a: Tensor, b: Tensor, scale: float
     ) -> Tensor:
         """`dx = dy (M . (W + s B A))`: dy `[tokens, out]`, dx `[tokens, in]`."""
-        dy = dy.contiguous()
+        dy = _rows(dy, len(weight))
         dx = dy.new_empty(len(dy), weight.shape[1])
         held = self._formed(weight, kept, a, b, scale)
         _check(self._lib.masked_backward(byref(held.formed), _at(dy), len(dy), _at(dx)))
@@ -86,13 +86,20 @@ class MaskedProducts:
         scale: float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """`dA = s B^T G` and `dB = s G A^T` with `G = (dy^T x) . M`; equal for any threads."""
-        x, dy = x.contiguous(), dy.contiguous()
+        x, dy = _rows(x, weight.shape[1]), _rows(dy, len(weight))
         da, db = a.new_empty(a.shape), b.new_empty(b.shape)
         held, read = self._formed(weight, kept, a, b, scale), (_at(x), _at(dy))
         _check(self._lib.masked_factors(byref(held.formed), *read, len(x), _at(da), _at(db)))
         return da, db
 
     def _formed(self, weight: Tensor, kept: Tensor, a: Tensor, b: Tensor, scale: float) -> _Held:
+        out, width = weight.shape
+        found = tuple(tuple(t.shape) for t in (kept, a, b))
+        if found != ((out, width), (len(a), width), (out, len(a))) or kept.itemsize != 1:
+            raise ValueError(
+                f"mask, A and B of {found}, {kept.dtype}; expected bytes of [{out}, {width}], "
+                f"[rank, {width}] and [{out}, rank]"
+            )
         self._share_threads()
         tensors = tuple(t.contiguous() for t in (weight, kept, a, b))
         sizes = (*weight.shape, len(a))
@@ -112,6 +119,12 @@ class MaskedProducts:
 class _Held:
     formed: Formed
     tensors: tuple[Tensor, ...]  # that its addresses point into
+
+
+def _rows(tensor: Tensor, width: int) -> Tensor:
+    if tensor.dim() != 2 or tensor.shape[1] != width:
+        raise ValueError(f"rows of {tuple(tensor.shape)}; expected [tokens, {width}]")
+    return tensor.contiguous()
 
 
 def _at(tensor: Tensor) -> int:
