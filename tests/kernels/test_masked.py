@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -94,6 +95,22 @@ def test_the_same_bits_for_any_number_of_threads(kernels: Library) -> None:
         torch.set_num_threads(before)
     for others in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+
+
+def test_a_forked_process_gets_the_same(kernels: Library) -> None:
+    """Threads of OpenMP do not live on in it, whatever its OpenMP believes."""
+    x, dy, *formed = tensors(300, 290, 70, 5)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    fast = MaskedProducts(kernels)
+    wanted = products(fast, x, dy, *formed, 2.0)
+    child = os.fork()
+    if child == 0:
+        found = products(fast, x, dy, *formed, 2.0)
+        same = all(bytes(a.numpy()) == bytes(b.numpy()) for a, b in zip(found, wanted, strict=True))
+        os._exit(0 if same else 3)
+    torch.set_num_threads(before)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_memory_that_is_not_in_order_is_copied(kernels: Library) -> None:

@@ -7,6 +7,7 @@ both that weigh as much as the products themselves. src/masked.cpp has neither.
 
 from __future__ import annotations
 
+import os
 from ctypes import Structure, byref, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["MaskedProducts", "available"]
 
 NO_MEMORY = 2  # SE_NO_MEMORY of src/abi.h
+_PROCESS = os.getpid()  # that loaded this module, and so started OpenMP, if any did
 
 
 class Formed(Structure):
@@ -49,7 +51,7 @@ class MaskedProducts:
             EngineUnfit: `engine-unfit` for an instruction set that does not run here.
         """
         self._lib, self.isa = lib, lib.choose(isa)
-        self._threads = 0
+        self._shared = (0, 0)
 
     def takes(self, *tensors: Tensor) -> bool:
         """Whether all are what the kernels read: float32 on the CPU, with something in them."""
@@ -106,13 +108,20 @@ class MaskedProducts:
         return _Held(Formed(self.isa, scale, *sizes, *map(_at, tensors)), tensors)
 
     def _share_threads(self) -> None:
-        """Have torch's own threads run the parts: a second set of threads would fight for cores."""
+        """Have torch's own threads run the parts: a second set of threads would fight for cores.
+
+        A forked process has none of the threads that OpenMP thinks it has: it gets the own pool.
+        """
         import torch
 
-        count = torch.get_num_threads()
-        if count != self._threads:
-            self._lib.share_threads(count)
-            self._threads = count
+        wanted = torch.get_num_threads(), os.getpid()
+        if wanted == self._shared:
+            return
+        own = wanted[0] == 1 or wanted[1] != _PROCESS
+        if own or not self._lib.share_threads(wanted[0]):
+            self._lib.share_threads(0)
+            self._lib.threads = wanted[0]
+        self._shared = wanted
 
 
 @dataclass(frozen=True)
