@@ -12,7 +12,6 @@ go, where they are built (backends/packed/kernels/masked.py); what torch does he
 
 from __future__ import annotations
 
-import os
 from typing import Any, cast
 
 import torch
@@ -37,9 +36,6 @@ def merged(weight: Tensor, kept: Tensor, a: Tensor, b: Tensor, scale: float) -> 
 
 def kernels(*tensors: Tensor) -> MaskedProducts | None:
     """Our own kernels, where there are any for these tensors."""
-    # Not by default: a process forked after their first use of OpenMP's threads can hang.
-    if os.environ.get("SPARSE_EXPORT_MASKED") != "on":
-        return None
     found = available()
     return found if found and found.takes(*tensors) else None
 

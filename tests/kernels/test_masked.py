@@ -128,7 +128,6 @@ def test_memory_that_is_not_in_order_is_copied(kernels: Library) -> None:
 def test_training_takes_them_and_agrees_with_torch(monkeypatch, kernels: Library, lead) -> None:
     """The same layer with and without them; that they run is counted."""
     fast, calls = MaskedProducts(kernels), []
-    monkeypatch.setenv("SPARSE_EXPORT_MASKED", "on")
     monkeypatch.setattr(masked, "available", lambda: calls.append(1) or fast)
     _, _, weight, kept, a, b = tensors(40, 24, 10, 3)
     x = torch.randn(*lead, 24).requires_grad_()

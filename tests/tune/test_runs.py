@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 
@@ -103,22 +104,27 @@ def test_losa_on_other_pruners_and_groups(tmp_path, dense, pruner):
     assert [entry["reached"] for entry in done["history"]] == [0.5, 0.5]
 
 
+def train_and_die(model, out, method, settings, at):
+    def die(step, _):
+        if step == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(model, out, method, *settings, report=die)
+
+
 @pytest.mark.parametrize("method", ["losa", "adalora", "lisa", "sora"])
 def test_a_killed_run_ends_with_the_bytes_of_an_unbroken_one(tmp_path, dense, method):
     settings = METHOD_SETTINGS.get(method, ())
     train(dense, tmp_path / "whole", method, *settings)
     at = int(np.random.default_rng().integers(3, SHORT.steps + 1))
-
-    def die(step, _):
-        if step == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    child = os.fork()
-    if child == 0:
-        train(dense, tmp_path / "killed", method, *settings, report=die)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WTERMSIG(status) == signal.SIGKILL, at
+    # Not forked from here: torch's products would wait for threads that a child does not have.
+    fresh = multiprocessing.get_context("forkserver")
+    fresh.set_forkserver_preload([__name__])
+    arguments = (dense, tmp_path / "killed", method, settings, at)
+    child = fresh.Process(target=train_and_die, args=arguments)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL, at
     assert not (tmp_path / "killed").exists()
     with pytest.raises(UsageError, match="unfinished"):
         train(dense, tmp_path / "killed", method, *settings)
