@@ -196,13 +196,15 @@ static void near(const float *got, const float *want, int64_t n, int isa) {
 static void formed(void) {
   const int64_t out = 1 + below(below(3) ? 60 : 400), in = 1 + below(below(3) ? 90 : 600);
   const int64_t rank = 1 + below(40), tokens = 1 + below(below(4) ? 50 : 600);
-  se_masked w = {0, 0.5f, out, in, rank, numbers(out * in), block(out * in),
+  se_masked w = {0, SE_BY_MASK, 0.5f, out, in, rank, numbers(out * in), block(out * in),
                  numbers(rank * in), numbers(out * rank)};
-  for (int64_t i = 0; i < out * in; ++i) ((uint8_t *)w.kept)[i] = (uint8_t)below(2);
+  const int64_t density = below(11);
+  for (int64_t i = 0; i < out * in; ++i) ((uint8_t *)w.kept)[i] = below(10) < density;
   float *x = numbers(tokens * in), *dy = numbers(tokens * out);
   const int64_t sizes[4] = {tokens * out, tokens * in, rank * in, out * rank};
   float *want[4] = {}, *got[4];
-  for (w.isa = 0; w.isa < SE_ISAS; ++w.isa) {
+  for (int each = 0; each < 2 * SE_ISAS; ++each) {
+    w.isa = each / 2, w.way = each % 2 ? SE_LISTS : SE_WHOLE;
     if (!se_isa_runs(w.isa)) continue;
     for (int i = 0; i < 4; ++i) got[i] = (float *)block(sizes[i] * 4);
     if (se_masked_forward(&w, x, tokens, got[0]) != SE_OK ||
@@ -210,7 +212,7 @@ static void formed(void) {
         se_masked_factors(&w, x, dy, tokens, got[2], got[3]) != SE_OK)
       abort();
     for (int i = 0; i < 4; ++i) {
-      if (w.isa) near(got[i], want[i], sizes[i], w.isa), free(got[i]);
+      if (each) near(got[i], want[i], sizes[i], w.isa), free(got[i]);
       else want[i] = got[i];
     }
   }

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from backends.packed.kernels.library import Library
-from backends.packed.kernels.masked import MaskedProducts, available
+from backends.packed.kernels.library import Isa, Library
+from backends.packed.kernels.masked import MaskedProducts, Way, available
 from exporter.errors import EngineUnfit
 from harness.methods import masked
 from harness.methods.masked import MaskedLora
@@ -28,7 +28,7 @@ SHAPES = [  # out, in, tokens, rank: one of each; edges of tiles, panels and chu
 
 def tensors(out: int, width: int, tokens: int, rank: int) -> tuple[torch.Tensor, ...]:
     g = torch.Generator().manual_seed(out * width + tokens)
-    kept = torch.rand(out, width, generator=g) > 0.6
+    kept = torch.rand(out, width, generator=g) > 0.7
     sizes = ((tokens, width), (tokens, out), (out, width), (rank, width), (out, rank))
     x, dy, weight, a, b = (torch.randn(s, generator=g) for s in sizes)
     return x, dy, weight, kept, a, b
@@ -53,21 +53,26 @@ def own_threads(kernels: Library) -> Iterator[None]:
     kernels.share_threads(0)
 
 
+EACH_WAY = pytest.mark.parametrize("way", [Way.WHOLE, Way.LISTS], ids=str)
+
+
+@EACH_WAY
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_path(each_build: Library, shape: tuple[int, ...]) -> None:
+def test_every_path(each_build: Library, shape: tuple[int, ...], way: Way) -> None:
     x, dy, *formed = tensors(*shape)
     wanted = reference(x, dy, *formed, 1.7)
     for isa in each_build.isas():
-        found = products(MaskedProducts(each_build, isa), x, dy, *formed, 1.7)
+        found = products(MaskedProducts(each_build, isa, way), x, dy, *formed, 1.7)
         for got, want in zip(found, wanted, strict=True):
             assert got.shape == want.shape
             assert (got - want).norm() <= 2e-6 * want.norm(), isa.label
 
 
-def test_what_is_not_kept_is_not_read_as_a_number(kernels: Library) -> None:
+@EACH_WAY
+def test_what_is_not_kept_is_not_read_as_a_number(kernels: Library, way: Way) -> None:
     x, dy, weight, kept, a, b = tensors(30, 70, 9, 4)
     wild = torch.where(kept, weight, torch.nan)
-    fast = MaskedProducts(kernels)
+    fast = MaskedProducts(kernels, way=way)
     for got, want in zip(
         products(fast, x, dy, wild, kept, a, b, 0.5),
         products(fast, x, dy, weight, kept, a, b, 0.5),
@@ -76,25 +81,38 @@ def test_what_is_not_kept_is_not_read_as_a_number(kernels: Library) -> None:
         assert torch.equal(got, want)
 
 
-def test_a_row_or_a_column_without_a_weight(kernels: Library) -> None:
+@EACH_WAY
+def test_a_row_or_a_column_without_a_weight(kernels: Library, way: Way) -> None:
     x, dy, weight, kept, a, b = tensors(30, 70, 9, 4)
     kept[3], kept[:, 5] = False, False
-    y, dx, da, db = products(MaskedProducts(kernels), x, dy, weight, kept, a, b, 0.5)
+    y, dx, da, db = products(MaskedProducts(kernels, way=way), x, dy, weight, kept, a, b, 0.5)
     assert not y[:, 3].any() and not dx[:, 5].any()
     assert not db[3].any() and not da[:, 5].any()
 
 
-def test_the_same_bits_for_any_number_of_threads(kernels: Library) -> None:
+@EACH_WAY
+def test_the_same_bits_for_any_number_of_threads(kernels: Library, way: Way) -> None:
     x, dy, *formed = tensors(300, 290, 70, 5)
     before, found = torch.get_num_threads(), []
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            found.append(products(MaskedProducts(kernels), x, dy, *formed, 2.0))
+            found.append(products(MaskedProducts(kernels, way=way), x, dy, *formed, 2.0))
     finally:
         torch.set_num_threads(before)
     for others in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+
+
+@pytest.mark.parametrize(("zeros", "way"), [(0.4, Way.WHOLE), (0.9, Way.LISTS)])
+def test_the_mask_decides_which_way(kernels: Library, zeros: float, way: Way) -> None:
+    x, dy, weight, kept, *factors = tensors(300, 290, 70, 5)
+    kept = torch.rand(kept.shape, generator=torch.Generator().manual_seed(0)) >= zeros
+    for isa in [isa for isa in kernels.isas() if isa >= Isa.AVX2]:
+        chosen, named = (MaskedProducts(kernels, isa, w) for w in (Way.BY_MASK, way))
+        found = products(chosen, x, dy, weight, kept, *factors, 2.0)
+        wanted = products(named, x, dy, weight, kept, *factors, 2.0)
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True)), isa.label
 
 
 def test_a_forked_process_gets_the_same(kernels: Library) -> None:
@@ -113,11 +131,12 @@ def test_a_forked_process_gets_the_same(kernels: Library) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_memory_that_is_not_in_order_is_copied(kernels: Library) -> None:
+@EACH_WAY
+def test_memory_that_is_not_in_order_is_copied(kernels: Library, way: Way) -> None:
     x, dy, weight, kept, a, b = tensors(20, 30, 8, 4)
     turned = [t.t().contiguous().t() for t in (x, dy, weight, kept, a, b)]
     assert not any(t.is_contiguous() for t in turned)
-    fast = MaskedProducts(kernels)
+    fast = MaskedProducts(kernels, way=way)
     for got, want in zip(
         products(fast, *turned, 1.0), products(fast, x, dy, weight, kept, a, b, 1.0), strict=True
     ):

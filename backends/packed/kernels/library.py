@@ -14,7 +14,7 @@ from exporter.errors import EngineUnfit
 
 __all__ = ["ISA_VARIABLE", "Desc", "Isa", "Job", "Library", "library"]
 
-ABI = 8
+ABI = 9
 ISA_VARIABLE = "SPARSE_EXPORT_ISA"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from ctypes import Structure, byref, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,19 @@ from exporter.errors import EngineUnfit
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["MaskedProducts", "available"]
+__all__ = ["MaskedProducts", "Way", "available"]
 
 NO_MEMORY = 2  # SE_NO_MEMORY of src/abi.h
+
+
+class Way(IntEnum):
+    """How to multiply: SE_BY_MASK of src/abi.h and what follows it."""
+
+    BY_MASK = 0  # by what was measured to be faster for so many zeros
+    WHOLE = 1
+    LISTS = 2  # of what is kept: zeros cost nothing
+
+
 _PROCESS = os.getpid()  # that loaded this module, and so started OpenMP, if any did
 
 
@@ -30,6 +41,7 @@ class Formed(Structure):
 
     _fields_ = (
         ("isa", c_int32),
+        ("way", c_int32),
         ("scale", c_float),
         ("out", c_int64),
         ("width", c_int64),
@@ -44,13 +56,13 @@ class Formed(Structure):
 class MaskedProducts:
     """Products with `M . (W + s B A)`, in float32 on the CPU, by as many threads as torch has."""
 
-    def __init__(self, lib: Library, isa: Isa | None = None) -> None:
-        """By the best instruction set, or `isa`.
+    def __init__(self, lib: Library, isa: Isa | None = None, way: Way = Way.BY_MASK) -> None:
+        """By the best instruction set, or `isa`, and by the faster way, or `way`.
 
         Raises:
             EngineUnfit: `engine-unfit` for an instruction set that does not run here.
         """
-        self._lib, self.isa = lib, lib.choose(isa)
+        self._lib, self.isa, self.way = lib, lib.choose(isa), way
         self._shared = (0, 0)
 
     def takes(self, *tensors: Tensor) -> bool:
@@ -105,7 +117,7 @@ class MaskedProducts:
         self._share_threads()
         tensors = tuple(t.contiguous() for t in (weight, kept, a, b))
         sizes = (*weight.shape, len(a))
-        return _Held(Formed(self.isa, scale, *sizes, *map(_at, tensors)), tensors)
+        return _Held(Formed(self.isa, self.way, scale, *sizes, *map(_at, tensors)), tensors)
 
     def _share_threads(self) -> None:
         """Have torch's own threads run the parts: a second set of threads would fight for cores.

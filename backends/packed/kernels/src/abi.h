@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 #define SE_API __attribute__((visibility("default")))
-#define SE_ABI_VERSION 8
+#define SE_ABI_VERSION 9
 #define SE_OPERATORS 1 /* version of the ONNX domain "sparse_export" (onnx_op.cpp) */
 
 enum { SE_RAGGED = 0, SE_NM = 1, SE_DENSE = 2 };                              /* kind */
@@ -64,10 +64,12 @@ SE_API void se_set_threads(int32_t count); /* bounded by the affinity of the pro
 /* Let the process's OpenMP run the parts of a call, in place of the own pool: the address of its
    GOMP_parallel and how many threads that starts, or null for the pool again. */
 SE_API void se_share_threads(void *gomp_parallel, int32_t count);
-/* M . (W + s B A), for training: float32 [out, in], [rank, in] and [out, rank]; `kept` is M in bytes
-   0 and 1. `isa` as se_create has it. */
+/* How to multiply with it: by what the mask leaves, whole, or by lists that skip zeros. */
+enum { SE_BY_MASK, SE_WHOLE, SE_LISTS };
+/* M . (W + s B A), for training: float32 [out, in], [rank, in] and [out, rank]; `kept` is M in
+   bytes 0 and 1. `isa` as se_create has it; `way`: one of the above. */
 typedef struct {
-  int32_t isa;
+  int32_t isa, way;
   float scale;
   int64_t out, in, rank;
   const float *weight;

@@ -24,9 +24,10 @@ struct Call {
   Formed w;
   const float *x, *dy;
   int64_t tokens, each; // rows or columns of a part
-  bool first;
+  bool first, lists;
   Panels columns, lines, a; // x by columns, x by lines, A by lines
-  float *rows;              // dy by rows
+  Panels dy_lines;
+  float *rows; // dy by rows
   float *y, *dx, *da, *db;
   int32_t failed; // of a part that found no memory
 };
@@ -58,6 +59,10 @@ void pack_lines(void *context, int64_t part) {
   const Call &c = *(const Call *)context;
   c.steps->pack_lines(c.x, c.tokens, c.w.in, c.lines, part);
 }
+void pack_dy_lines(void *context, int64_t part) {
+  const Call &c = *(const Call *)context;
+  c.steps->pack_lines(c.dy, c.tokens, c.w.out, c.dy_lines, part);
+}
 void pack_columns(void *context, int64_t part) {
   const Call &c = *(const Call *)context;
   c.steps->pack_columns(c.x, c.tokens, c.w.in, c.columns, part);
@@ -76,7 +81,7 @@ void forward_part(void *context, int64_t part) {
   float *at = room(c);
   if (!at) return;
   const int64_t n0 = part * c.each, n1 = n0 + c.each < c.w.out ? n0 + c.each : c.w.out;
-  c.steps->forward(c.w, c.lines, c.tokens, n0, n1, c.y, at);
+  (c.lists ? c.steps->forward_lists : c.steps->forward)(c.w, c.lines, c.tokens, n0, n1, c.y, at);
 }
 
 void backward_part(void *context, int64_t part) {
@@ -84,6 +89,7 @@ void backward_part(void *context, int64_t part) {
   float *at = room(c);
   if (!at) return;
   const int64_t k0 = part * c.each, k1 = k0 + c.each < c.w.in ? k0 + c.each : c.w.in;
+  if (c.lists) return c.steps->backward_lists(c.w, c.dy_lines, c.tokens, k0, k1, c.dx, at);
   c.steps->backward(c.w, c.rows, c.tokens, k0, k1, c.dx, at);
 }
 
@@ -98,20 +104,60 @@ void factors_part(void *context, int64_t part) {
   const int64_t tiles = parts_of(c.w.out, c.steps->rows);
   const int64_t n0 = tiles * part / kGroups * c.steps->rows;
   const int64_t end = tiles * (part + 1) / kGroups * c.steps->rows;
-  c.steps->factors(c.w, c.columns, c.a, c.dy, c.tokens, n0, end < c.w.out ? end : c.w.out, c.first,
-                   c.da + part * da_floats(c), c.db, at);
+  const int64_t n1 = end < c.w.out ? end : c.w.out;
+  float *da = c.da + part * da_floats(c);
+  if (c.lists)
+    c.steps->factors_lists(c.w, c.lines, c.a, c.dy_lines, n0, n1, c.first, da, c.db, at);
+  else
+    c.steps->factors(c.w, c.columns, c.a, c.dy, c.tokens, n0, n1, c.first, da, c.db, at);
+}
+
+// Whether lists win where at most `most` of 100 weights are kept, by every eighth row of the mask.
+bool by_lists(const se_masked &w, int64_t most) {
+  if (w.way != SE_BY_MASK) return w.way == SE_LISTS;
+  int64_t kept = 0, seen = 0;
+  for (int64_t n = 0; n < w.out; n += 8, seen += w.in)
+    for (int64_t k = 0; k < w.in; ++k) kept += w.kept[n * w.in + k];
+  return kept * 100 <= seen * most;
 }
 
 bool valid(const se_masked *w, const void *x, int64_t tokens) {
   return w && x && tokens > 0 && w->out > 0 && w->in > 0 && w->rank > 0 && w->weight && w->kept &&
-         w->a && w->b;
+         w->a && w->b && w->way >= SE_BY_MASK && w->way <= SE_LISTS;
 }
 
-Call begin(const se_masked *w) {
+Call begin(const se_masked *w, bool gradient = false) {
   Call call = {};
   call.steps = steps_of(w->isa);
   call.w = {w->weight, w->kept, w->a, w->b, w->scale, w->out, w->in, w->rank};
+  if (!call.steps) return call;
+  const Listed most = call.steps->most;
+  call.lists = by_lists(*w, gradient ? most.gradient : most.products);
   return call;
+}
+
+// Rows or columns of a part where parts are as many as keep all threads busy.
+int64_t share_of(const Call &call, int64_t all) {
+  const int64_t share = up_to(parts_of(all, 4 * sharers()), call.steps->wide);
+  return share < kChunk ? share : kChunk;
+}
+
+bool lay_dy_lines(Call &call) {
+  call.dy_lines.panels = panels_of(call, call.tokens);
+  const int64_t floats = floats_of(call, call.dy_lines.panels, call.w.out);
+  call.dy_lines.data = (float *)of_call.need(sizeof(float) * (size_t)floats);
+  if (!call.dy_lines.data) return false;
+  parallel(parts_of(call.w.out, kChunk) * call.dy_lines.panels, pack_dy_lines, &call);
+  return true;
+}
+
+bool lay_rows(Call &call) {
+  const int64_t chunks = parts_of(call.w.out, whole(kChunk, call.steps->rows));
+  const int64_t floats = chunks * up_to(call.tokens, call.steps->rows) * kChunk;
+  call.rows = (float *)of_call.need(sizeof(float) * (size_t)floats);
+  if (!call.rows) return false;
+  parallel(chunks, pack_rows, &call);
+  return true;
 }
 
 // `run` for kTokens tokens at a time.
@@ -143,7 +189,7 @@ int32_t se_masked_forward(const se_masked *w, const float *x, int64_t tokens, fl
     call.lines.data = (float *)of_call.need(sizeof(float) * (size_t)floats);
     if (!call.lines.data) return SE_NO_MEMORY;
     parallel(parts_of(w->in, kChunk) * call.lines.panels, pack_lines, &call);
-    call.each = whole(kBlock, call.steps->rows);
+    call.each = call.lists ? share_of(call, w->out) : whole(kBlock, call.steps->rows);
     parallel(parts_of(w->out, call.each), forward_part, &call);
     return call.failed;
   });
@@ -157,13 +203,8 @@ int32_t se_masked_backward(const se_masked *w, const float *dy, int64_t tokens, 
     call.dy = dy + t * w->out;
     call.dx = dx + t * w->in;
     call.tokens = count;
-    const int64_t chunks = parts_of(w->out, whole(kChunk, call.steps->rows));
-    const int64_t floats = chunks * up_to(count, call.steps->rows) * kChunk;
-    call.rows = (float *)of_call.need(sizeof(float) * (size_t)floats);
-    if (!call.rows) return SE_NO_MEMORY;
-    parallel(chunks, pack_rows, &call);
-    const int64_t share = up_to(parts_of(w->in, 4 * sharers()), call.steps->wide);
-    call.each = share < kChunk ? share : kChunk;
+    if (!(call.lists ? lay_dy_lines(call) : lay_rows(call))) return SE_NO_MEMORY;
+    call.each = share_of(call, w->in);
     parallel(parts_of(w->in, call.each), backward_part, &call);
     return call.failed;
   });
@@ -172,26 +213,36 @@ int32_t se_masked_backward(const se_masked *w, const float *dy, int64_t tokens, 
 int32_t se_masked_factors(const se_masked *w, const float *x, const float *dy, int64_t tokens,
                           float *da, float *db) {
   if (!valid(w, x, tokens) || !dy || !da || !db) return SE_INVALID;
-  Call call = begin(w);
+  Call call = begin(w, true);
   if (!call.steps) return SE_NO_ISA;
   call.db = db;
   call.a.panels = panels_of(call, w->rank);
   call.columns.panels = panels_of(call, w->in);
+  const int64_t longest = tokens < kTokens ? tokens : kTokens, wide = panels_of(call, longest);
   const int64_t for_a = floats_of(call, call.a.panels, w->in), sums = da_floats(call);
-  const int64_t longest = tokens < kTokens ? tokens : kTokens;
-  const int64_t for_x = floats_of(call, call.columns.panels, longest);
-  call.da = (float *)of_call.need(sizeof(float) * (size_t)(kGroups * sums + for_a + for_x));
+  const int64_t for_x = call.lists ? floats_of(call, wide, w->in)
+                                   : floats_of(call, call.columns.panels, longest);
+  const int64_t for_dy = call.lists ? floats_of(call, wide, w->out) : 0;
+  const int64_t floats = kGroups * sums + for_a + for_x + for_dy;
+  call.da = (float *)of_call.need(sizeof(float) * (size_t)floats);
   if (!call.da) return SE_NO_MEMORY;
   memset(call.da, 0, sizeof(float) * (size_t)(kGroups * sums));
   call.a.data = call.da + kGroups * sums;
-  call.columns.data = call.a.data + for_a;
+  call.columns.data = call.lines.data = call.a.data + for_a;
+  call.dy_lines.data = call.lines.data + for_x;
   parallel(parts_of(w->in, kChunk) * call.a.panels, pack_a, &call);
   const int32_t found = by_tokens(tokens, [&](int64_t t, int64_t count) -> int32_t {
     call.x = x + t * w->in;
     call.dy = dy + t * w->out;
     call.tokens = count;
     call.first = t == 0;
-    parallel(parts_of(count, kChunk) * call.columns.panels, pack_columns, &call);
+    call.lines.panels = call.dy_lines.panels = panels_of(call, count);
+    if (call.lists) {
+      parallel(parts_of(w->in, kChunk) * call.lines.panels, pack_lines, &call);
+      parallel(parts_of(w->out, kChunk) * call.dy_lines.panels, pack_dy_lines, &call);
+    } else {
+      parallel(parts_of(count, kChunk) * call.columns.panels, pack_columns, &call);
+    }
     parallel(kGroups, factors_part, &call);
     return call.failed;
   });

@@ -29,8 +29,13 @@ struct Panels {
   int64_t panels;
 };
 
+struct Listed {
+  int64_t products, gradient;
+};
+
 struct MaskedSteps {
   int64_t rows, wide; // of a tile: numbers that are spread over registers, numbers in registers
+  Listed most;        // of 100 weights, how many may be kept for the lists to win
   // One panel of one chunk of x [lines, width]: lines side by side, or columns.
   void (*pack_lines)(const float *x, int64_t lines, int64_t width, Panels to, int64_t part);
   void (*pack_columns)(const float *x, int64_t lines, int64_t width, Panels to, int64_t part);
@@ -46,15 +51,24 @@ struct MaskedSteps {
   // x is packed by columns, A by lines.
   void (*factors)(const Formed &w, Panels x, Panels a, const float *dy, int64_t tokens, int64_t n0,
                   int64_t n1, bool first, float *da, float *db, float *room);
+  // The same three by lists of what is kept, of at most kChunk rows or columns (`factors`: any):
+  // zeros cost nothing. x and dy are packed by lines.
+  void (*forward_lists)(const Formed &w, Panels x, int64_t tokens, int64_t n0, int64_t n1, float *y,
+                        float *room);
+  void (*backward_lists)(const Formed &w, Panels dy, int64_t tokens, int64_t k0, int64_t k1,
+                         float *dx, float *room);
+  void (*factors_lists)(const Formed &w, Panels x, Panels a, Panels dy, int64_t n0, int64_t n1,
+                        bool first, float *da, float *db, float *room);
 };
 
 constexpr int64_t parts_of(int64_t n, int64_t each) { return (n + each - 1) / each; }
 constexpr int64_t up_to(int64_t n, int64_t step) { return parts_of(n, step) * step; }
 // Whole tiles of `rows` that are at most `most`.
 constexpr int64_t whole(int64_t most, int64_t rows) { return most / rows * rows; }
-// Floats that a part needs to work in.
+// Floats that a part needs to work in: lists, sums, what is formed, factors.
 inline int64_t masked_room(const Formed &w) {
-  return (kChunk + 64) * (kTokens + 64) + 3 * kChunk * (kChunk + up_to(w.rank, 64));
+  return 4 * kChunk * kChunk + (kChunk + 64) * (kTokens + 64) +
+         3 * kChunk * (kChunk + up_to(w.rank, 64));
 }
 
 extern const MaskedSteps kMaskedPortable;

@@ -91,5 +91,9 @@ Ahead next(const Formed &w, int64_t n0, int64_t count, int64_t k0, int64_t width
   const int64_t most = w.in - k0 < width ? w.in - k0 : width;
   return {(const char *)(w.weight + n0 * w.in + k0), w.in * 4, most * 4, rows};
 }
+Ahead next_kept(const Formed &w, int64_t n0, int64_t count, int64_t k0, int64_t width) {
+  const Ahead all = next(w, n0, count, k0, width);
+  return {(const char *)(w.kept + n0 * w.in + k0), w.in, all.width / 4, all.rows};
+}
 
 } // namespace

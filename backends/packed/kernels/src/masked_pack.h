@@ -45,6 +45,14 @@ void pack_rows(const float *x, int64_t lines, int64_t width, float *to, int64_t 
     memcpy(to + t * kChunk, x + t * width + k0, sizeof(float) * (size_t)most);
 }
 
+// to [tokens, ld] from what was summed line by line: [lines, padded].
+void write_lines(const float *sums, int64_t padded, int64_t lines, int64_t tokens, float *to,
+                 int64_t ld) {
+  for (int64_t i = 0; i < lines; i += 16) // a line of the cache
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t j = i; j < lines && j < i + 16; ++j) to[t * ld + j] = sums[j * padded + t];
+}
+
 // Of dy [tokens, out] columns [n0, n0 + count), to be spread: [tiles, tokens, kRowsOfTile].
 void pack_dy(const float *dy, int64_t out, int64_t tokens, int64_t n0, int64_t count, float *to) {
   for (int64_t i = 0; i < count; i += kRowsOfTile) {

@@ -6,13 +6,20 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "masked.h"
+
 #define SE_UNROLL _Pragma("GCC unroll 16")
 
 namespace {
 
+// Of 100 weights, how many may be kept for lists to win (masked_lists.h): for products with the
+// weight, and for its gradient. Measured on Ice Lake, AVX2 too.
+using se::Listed;
+
 #if defined(__AVX512F__)
 typedef __m512 Lanes;
 constexpr int64_t kLanesWide = 16, kRowsOfTile = 14, kRowsOfRest = 4;
+constexpr Listed kListed = {38, 22};
 inline Lanes load(const float *from) { return _mm512_loadu_ps(from); }
 inline void store(float *to, Lanes x) { _mm512_storeu_ps(to, x); }
 inline Lanes all(float x) { return _mm512_set1_ps(x); }
@@ -24,6 +31,7 @@ inline Lanes where(const uint8_t *kept, Lanes x) {
 #elif defined(__AVX2__)
 typedef __m256 Lanes;
 constexpr int64_t kLanesWide = 8, kRowsOfTile = 6, kRowsOfRest = 2;
+constexpr Listed kListed = {50, 15};
 inline Lanes load(const float *from) { return _mm256_loadu_ps(from); }
 inline void store(float *to, Lanes x) { _mm256_storeu_ps(to, x); }
 inline Lanes all(float x) { return _mm256_set1_ps(x); }
@@ -36,6 +44,7 @@ inline Lanes where(const uint8_t *kept, Lanes x) {
 #else
 typedef float Lanes __attribute__((vector_size(16)));
 constexpr int64_t kLanesWide = 4, kRowsOfTile = 6, kRowsOfRest = 2;
+constexpr Listed kListed = {0, 0};
 inline Lanes load(const float *from) {
   Lanes found;
   memcpy(&found, from, sizeof found);

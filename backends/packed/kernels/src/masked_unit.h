@@ -1,6 +1,6 @@
 // The parts of masked.h for the instruction set that this is compiled for.
 #pragma once
-#include "masked_form.h"
+#include "masked_skip.h"
 
 namespace {
 using namespace se;
@@ -22,10 +22,7 @@ void forward(const Formed &w, Panels x, int64_t tokens, int64_t n0, int64_t n1, 
       multiply<2, kChunk>({count, formed, 1, kRowsOfTile * kChunk}, {panel, kWideTile, p.width},
                           {sums + j * kWideTile, padded, p.k0 > 0}, ahead);
   }
-  for (int64_t i = 0; i < count; i += 16) // a line of the cache
-    for (int64_t t = 0; t < tokens; ++t)
-      for (int64_t j = i; j < count && j < i + 16; ++j)
-        y[t * w.out + n0 + j] = sums[j * padded + t];
+  write_lines(sums, padded, count, tokens, y + n0, w.out);
 }
 
 void backward(const Formed &w, const float *dy, int64_t tokens, int64_t k0, int64_t k1, float *dx,
@@ -62,29 +59,35 @@ void mask(const Formed &w, int64_t n0, int64_t count, int64_t k0, int64_t width,
 }
 
 struct Gradients { // of one block of rows
-  float *g;     // [kBlockRows, kChunk]
-  float *dy;    // [tiles, tokens, kRowsOfTile]
-  float *b;     // [count, ranks]
-  float *sums;  // [kBlockRows, lanes]: of db
+  float *g;    // [rows, kChunk]
+  float *b;    // [count, ranks]
+  float *sums; // [rows, lanes]: of db
   int64_t lanes, ranks;
 };
 
-// G of columns [k0, k0 + width), and what it adds to both gradients.
-void gradients(const Formed &w, Panels x, Panels a, int64_t tokens, int64_t n0, int64_t count,
-               int64_t k0, const Gradients &r, float *da) {
+// G of columns [k0, k0 + width).
+void panel_gradients(const Formed &w, Panels x, int64_t tokens, int64_t n0, int64_t count,
+                     int64_t k0, const float *dy, float *g) {
   const int64_t width = w.in - k0 < kChunk ? w.in - k0 : kChunk;
   const int64_t panels = (width + kWideTile - 1) / kWideTile;
-  Ahead none = {(const char *)(w.kept + n0 * w.in + k0), w.in, width, count};
+  Ahead ahead = {(const char *)(w.kept + n0 * w.in + k0), w.in, width, count};
   for (int64_t t = 0; t < tokens; t += kChunk) {
     const int64_t steps = tokens - t < kChunk ? tokens - t : kChunk;
     for (int64_t j = 0; j < panels; ++j) {
       const int64_t at = t / kChunk * x.panels + k0 / kWideTile + j;
-      multiply<2, 1>({count, r.dy + t * kRowsOfTile, kRowsOfTile, tokens * kRowsOfTile},
+      multiply<2, 1>({count, dy + t * kRowsOfTile, kRowsOfTile, tokens * kRowsOfTile},
                      {x.data + at * kChunk * kWideTile, kWideTile, steps},
-                     {r.g + j * kWideTile, kChunk, t > 0}, none);
+                     {g + j * kWideTile, kChunk, t > 0}, ahead);
     }
   }
-  mask(w, n0, count, k0, width, r.g);
+  mask(w, n0, count, k0, width, g);
+}
+
+// What g adds to both gradients.
+void add_gradients(const Formed &w, Panels a, int64_t count, int64_t k0, const Gradients &r,
+                   float *da) {
+  const int64_t width = w.in - k0 < kChunk ? w.in - k0 : kChunk;
+  Ahead none = {nullptr, 0, 0, 0};
   for (int64_t j = 0; j < a.panels; ++j) {
     const float *panel = a.data + (k0 / kChunk * a.panels + j) * kChunk * kWideTile;
     const bool half = w.rank - j * kWideTile <= kLanesWide;
@@ -92,34 +95,71 @@ void gradients(const Formed &w, Panels x, Panels a, int64_t tokens, int64_t n0, 
     times({count, r.g, 1, kRowsOfTile * kChunk}, {panel, kWideTile, width},
           {r.sums + j * kWideTile, r.lanes, k0 > 0}, none);
   }
-  for (int64_t j = 0; j < panels; ++j)
+  for (int64_t j = 0; j * kWideTile < width; ++j)
     multiply<2, 1>({w.rank, r.b, r.ranks, kRowsOfTile}, {r.g + j * kWideTile, kChunk, count},
                    {da + k0 + j * kWideTile, up_to(w.in, kWideTile), true}, none);
 }
 
+// b of rows n .. n + count, with the scale, as products read it.
+void lay_b(const Formed &w, int64_t n, int64_t count, const Gradients &r) {
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t j = 0; j < r.ranks; ++j)
+      r.b[i * r.ranks + j] = j < w.rank ? w.scale * w.b[(n + i) * w.rank + j] : 0.f;
+}
+
+void write_db(const Formed &w, int64_t n, int64_t count, const Gradients &r, bool first,
+              float *db) {
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t j = 0; j < w.rank; ++j) {
+      float &to = db[(n + i) * w.rank + j];
+      to = (first ? 0.f : to) + w.scale * r.sums[i * r.lanes + j];
+    }
+}
+
+Gradients gradients_in(const Formed &w, Panels a, int64_t rows, float *room) {
+  Gradients r = {room, nullptr, nullptr, a.panels * kWideTile, up_to(w.rank, kRowsOfTile)};
+  const int64_t padded = up_to(rows, kRowsOfTile);
+  r.b = r.g + padded * kChunk;
+  r.sums = r.b + padded * r.ranks;
+  memset(r.g, 0, sizeof(float) * (size_t)(padded * kChunk)); // products read whole tiles
+  return r;
+}
+
 void factors(const Formed &w, Panels x, Panels a, const float *dy, int64_t tokens, int64_t n0,
              int64_t n1, bool first, float *da, float *db, float *room) {
-  Gradients r = {room, room + kBlockRows * kChunk, nullptr, nullptr, a.panels * kWideTile,
-                 up_to(w.rank, kRowsOfTile)};
-  r.b = r.dy + kBlockRows * tokens;
-  r.sums = r.b + kBlockRows * r.ranks;
-  memset(r.g, 0, sizeof(float) * (size_t)(kBlockRows * kChunk));
+  const Gradients r = gradients_in(w, a, kBlockRows, room);
+  float *packed = r.sums + kBlockRows * r.lanes;
   for (int64_t n = n0; n < n1; n += kBlockRows) {
     const int64_t count = n1 - n < kBlockRows ? n1 - n : kBlockRows;
-    pack_dy(dy, w.out, tokens, n, count, r.dy);
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t j = 0; j < r.ranks; ++j)
-        r.b[i * r.ranks + j] = j < w.rank ? w.scale * w.b[(n + i) * w.rank + j] : 0.f;
-    for (int64_t k = 0; k < w.in; k += kChunk) gradients(w, x, a, tokens, n, count, k, r, da);
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t j = 0; j < w.rank; ++j) {
-        float &to = db[(n + i) * w.rank + j];
-        to = (first ? 0.f : to) + w.scale * r.sums[i * r.lanes + j];
-      }
+    pack_dy(dy, w.out, tokens, n, count, packed);
+    lay_b(w, n, count, r);
+    for (int64_t k = 0; k < w.in; k += kChunk) {
+      panel_gradients(w, x, tokens, n, count, k, packed, r.g);
+      add_gradients(w, a, count, k, r, da);
+    }
+    write_db(w, n, count, r, first, db);
   }
 }
 
-constexpr MaskedSteps kSteps = {kRowsOfTile, kWideTile, pack_lines, pack_columns,
-                                pack_rows,   forward,   backward,   factors};
+void factors_lists(const Formed &w, Panels x, Panels a, Panels dy, int64_t n0, int64_t n1,
+                   bool first, float *da, float *db, float *room) {
+  Lists &lists = *(Lists *)room;
+  const Gradients r = gradients_in(w, a, kChunk, room + sizeof(Lists) / sizeof(float));
+  if (n0 >= n1) return;
+  const int64_t most = parts_of(n1 - n0, parts_of(n1 - n0, kChunk)); // of even blocks
+  for (int64_t n = n0; n < n1; n += most) {
+    const int64_t count = n1 - n < most ? n1 - n : most;
+    lay_b(w, n, count, r);
+    for (int64_t k = 0; k < w.in; k += kChunk) {
+      list_gradients(w, x, dy, n, count, k, lists, r.g);
+      add_gradients(w, a, count, k, r, da);
+    }
+    write_db(w, n, count, r, first, db);
+  }
+}
+
+constexpr MaskedSteps kSteps = {kRowsOfTile, kWideTile, kListed,       pack_lines,
+                                pack_columns, pack_rows, forward,       backward,
+                                factors,      forward_lists, backward_lists, factors_lists};
 
 } // namespace

@@ -1,0 +1,218 @@
+// Lists of what is kept of a formed piece, for masks of mostly zeros: one line of the weight (a
+// row, or for the gradient of x a column) becomes values and the places in x that they meet.
+#pragma once
+#include "masked_form.h"
+
+namespace {
+using namespace se;
+
+constexpr int64_t kHalf = kChunk / 2; // columns of a list: of two panels, what the L1 cache holds
+constexpr int64_t kPlace = kWideTile * sizeof(float); // bytes from column to column of a panel
+constexpr int64_t kFour = 4, kEight = 8;              // entries that are met at a time
+constexpr int64_t kEntries = kHalf + 16;              // and what a store may pass
+
+struct Lists { // of one chunk of up to kChunk lines; kEight entries of zeros end each
+  int64_t count[kChunk][2];
+  uint16_t places[kChunk][2][kEntries];
+  float values[kChunk][2][kEntries];
+};
+
+// `count` lanes, those kept of values one after the other; how many.
+inline int64_t spread(const uint8_t *kept, int64_t count, const float *values, float *to) {
+  int64_t found = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    to[i] = kept[i] ? values[found] : 0.f;
+    found += kept[i] != 0;
+  }
+  return found;
+}
+
+#if defined(__AVX512F__)
+// Appends the lanes that are not zero, of which the first is `column` of its half; how many.
+inline int64_t keep(Lanes x, int64_t column, float *values, uint16_t *places) {
+  const __mmask16 kept = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i each = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(kPlace));
+  const __m512i at = _mm512_add_epi32(each, _mm512_set1_epi32((int)(column * kPlace)));
+  const __m512i found = _mm512_maskz_compress_epi32(kept, at);
+  _mm512_storeu_ps(values, _mm512_maskz_compress_ps(kept, x));
+  _mm256_storeu_si256((__m256i *)places, _mm512_cvtepi32_epi16(found));
+  return __builtin_popcount(kept);
+}
+// The lanes that are kept, of values one after the other; how many.
+inline int64_t spread(const uint8_t *kept, const float *values, float *to) {
+  const __m128i bytes = _mm_loadu_si128((const __m128i *)kept);
+  const __mmask16 mask = _mm_test_epi8_mask(bytes, bytes);
+  store(to, _mm512_maskz_expandloadu_ps(mask, values));
+  return __builtin_popcount(mask);
+}
+inline void transpose(Lanes (&x)[kLanesWide]) {
+  Lanes t[16], r[16];
+  SE_UNROLL for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
+  }
+  SE_UNROLL for (int i = 0; i < 16; i += 4) SE_UNROLL for (int j = 0; j < 2; ++j) {
+    const __m512d a = _mm512_castps_pd(t[i + j]), b = _mm512_castps_pd(t[i + j + 2]);
+    r[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+    r[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+  }
+  SE_UNROLL for (int i = 0; i < 4; ++i) {
+    const Lanes a = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88);
+    const Lanes b = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
+    const Lanes c = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88);
+    const Lanes d = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
+    x[i] = _mm512_shuffle_f32x4(a, c, 0x88);
+    x[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
+    x[i + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
+    x[i + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
+  }
+}
+// Four values, each in all lanes, by one load: loads are what bounds lists here.
+struct Four {
+  Lanes all;
+  explicit Four(const float *from) : all(_mm512_broadcast_f32x4(_mm_loadu_ps(from))) {}
+  template <int kAt> Lanes get() const { return _mm512_permute_ps(all, kAt * 0x55); }
+};
+inline Lanes pair_sums(Lanes a, Lanes b) { // of lanes (0, 2) and (1, 3): a, b, a, b
+  return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+}
+inline Lanes quad_sums(Lanes a, Lanes b) {
+  const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+  return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
+                       _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+}
+inline Lanes wide_sums(Lanes a, Lanes b) {
+  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+// to[i] += the lanes of x[i].
+inline void add_sums(const Lanes (&x)[kEight], float *to) {
+  const Lanes low = quad_sums(pair_sums(x[0], x[1]), pair_sums(x[2], x[3]));
+  const Lanes high = quad_sums(pair_sums(x[4], x[5]), pair_sums(x[6], x[7]));
+  const Lanes two = wide_sums(low, high);
+  const __m256 found = _mm512_castps512_ps256(wide_sums(two, two));
+  _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), found));
+}
+#elif defined(__AVX2__)
+struct Compact { // entry b: the numbers of the bits of b, in order
+  alignas(64) uint64_t lanes[256];
+  constexpr Compact() : lanes() {
+    for (int b = 0; b < 256; ++b)
+      for (int i = 0, found = 0; i < 8; ++i)
+        if (b >> i & 1) lanes[b] |= (uint64_t)i << (8 * found++);
+  }
+};
+constexpr Compact kCompact;
+
+inline int64_t keep(Lanes x, int64_t column, float *values, uint16_t *places) {
+  const int kept = _mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_NEQ_UQ));
+  const __m128i lanes = _mm_loadl_epi64((const __m128i *)&kCompact.lanes[kept]);
+  _mm256_storeu_ps(values, _mm256_permutevar8x32_ps(x, _mm256_cvtepu8_epi32(lanes)));
+  const __m128i at = _mm_add_epi16(_mm_cvtepu8_epi16(lanes), _mm_set1_epi16((int16_t)column));
+  _mm_storeu_si128((__m128i *)places, _mm_mullo_epi16(at, _mm_set1_epi16(kPlace)));
+  return __builtin_popcount((unsigned)kept);
+}
+inline int64_t spread(const uint8_t *kept, const float *values, float *to) {
+  return spread(kept, kLanesWide, values, to);
+}
+inline void transpose(Lanes (&x)[kLanesWide]) {
+  Lanes t[8], r[8];
+  SE_UNROLL for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
+  }
+  SE_UNROLL for (int i = 0; i < 8; i += 4) SE_UNROLL for (int j = 0; j < 2; ++j) {
+    const __m256d a = _mm256_castps_pd(t[i + j]), b = _mm256_castps_pd(t[i + j + 2]);
+    r[i + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+    r[i + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
+  }
+  SE_UNROLL for (int i = 0; i < 4; ++i) {
+    x[i] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x20);
+    x[i + 4] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x31);
+  }
+}
+struct Four {
+  Lanes all;
+  explicit Four(const float *from) : all(_mm256_broadcast_ps((const __m128 *)from)) {}
+  template <int kAt> Lanes get() const { return _mm256_permute_ps(all, kAt * 0x55); }
+};
+inline void add_sums(const Lanes (&x)[kEight], float *to) {
+  Lanes four[2];
+  for (int i = 0; i < 2; ++i) {
+    const Lanes a = _mm256_hadd_ps(x[4 * i], x[4 * i + 1]);
+    four[i] = _mm256_hadd_ps(a, _mm256_hadd_ps(x[4 * i + 2], x[4 * i + 3]));
+  }
+  const Lanes found = _mm256_add_ps(_mm256_permute2f128_ps(four[0], four[1], 0x20),
+                                    _mm256_permute2f128_ps(four[0], four[1], 0x31));
+  store(to, _mm256_add_ps(load(to), found));
+}
+#else
+inline int64_t keep(Lanes x, int64_t column, float *values, uint16_t *places) {
+  int64_t found = 0;
+  for (int64_t i = 0; i < kLanesWide; ++i) {
+    values[found] = x[i];
+    places[found] = (uint16_t)((column + i) * kPlace);
+    found += x[i] != 0.f;
+  }
+  return found;
+}
+inline void transpose(Lanes (&x)[kLanesWide]) {
+  for (int i = 0; i < kLanesWide; ++i)
+    for (int j = 0; j < i; ++j) {
+      const float other = x[i][j];
+      x[i][j] = x[j][i];
+      x[j][i] = other;
+    }
+}
+struct Four {
+  const float *from;
+  explicit Four(const float *at) : from(at) {}
+  template <int kAt> Lanes get() const { return all(from[kAt]); }
+};
+inline int64_t spread(const uint8_t *kept, const float *values, float *to) {
+  return spread(kept, kLanesWide, values, to);
+}
+inline void add_sums(const Lanes (&x)[kEight], float *to) {
+  for (int i = 0; i < kEight; ++i) to[i] += (x[i][0] + x[i][2]) + (x[i][1] + x[i][3]);
+}
+#endif
+
+inline void end_list(Lists &lists, int64_t line, int64_t half, int64_t count) {
+  lists.count[line][half] = count;
+  memset(lists.values[line][half] + count, 0, kEight * sizeof(float));
+  memset(lists.places[line][half] + count, 0, kEight * sizeof(uint16_t));
+}
+
+// Lists of rows, from line `first` on: at(i, k) are the lanes of row i from column k on, zeros
+// after `width`.
+template <class At>
+void list_rows(int64_t first, int64_t rows, int64_t width, Lists &lists, const At &at) {
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t half = 0; half * kHalf < width; ++half) {
+      int64_t found = 0;
+      for (int64_t k = 0; k < kHalf && half * kHalf + k < width; k += kLanesWide)
+        found += keep(at(i, half * kHalf + k), k, lists.values[first + i][half] + found,
+                      lists.places[first + i][half] + found);
+      end_list(lists, first + i, half, found);
+    }
+}
+
+// Lists of the columns of formed [rows, kChunk]; zeros follow the last row and column.
+void list_columns(const float *formed, int64_t rows, int64_t width, Lists &lists) {
+  for (int64_t k = 0; k < width; k += kLanesWide)
+    for (int64_t half = 0; half * kHalf < rows; ++half) {
+      int64_t found[kLanesWide] = {};
+      for (int64_t n = 0; n < kHalf && half * kHalf + n < rows; n += kLanesWide) {
+        Lanes x[kLanesWide];
+        SE_UNROLL for (int i = 0; i < kLanesWide; ++i)
+          x[i] = load(formed + (half * kHalf + n + i) * kChunk + k);
+        transpose(x);
+        SE_UNROLL for (int i = 0; i < kLanesWide; ++i)
+          found[i] += keep(x[i], n, lists.values[k + i][half] + found[i],
+                           lists.places[k + i][half] + found[i]);
+      }
+      for (int64_t i = 0; i < kLanesWide; ++i) end_list(lists, k + i, half, found[i]);
+    }
+}
+
+} // namespace
