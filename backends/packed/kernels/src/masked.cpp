@@ -28,7 +28,7 @@ struct Call {
   Panels columns, lines, a; // x by columns, x by lines, A by lines
   Panels dy_lines;
   float *rows; // dy by rows
-  float *y, *dx, *da, *db;
+  float *y, *dx, *da, *db, *da_of_all;
   int32_t failed; // of a part that found no memory
 };
 
@@ -112,13 +112,28 @@ void factors_part(void *context, int64_t part) {
     c.steps->factors(c.w, c.columns, c.a, c.dy, c.tokens, n0, n1, c.first, da, c.db, at);
 }
 
-// Whether lists win where at most `most` of 100 weights are kept, by every eighth row of the mask.
+// Whether lists win where at most `most` of 100 weights are kept, by every 32nd row of the mask.
 bool by_lists(const se_masked &w, int64_t most) {
   if (w.way != SE_BY_MASK) return w.way == SE_LISTS;
   int64_t kept = 0, seen = 0;
-  for (int64_t n = 0; n < w.out; n += 8, seen += w.in)
-    for (int64_t k = 0; k < w.in; ++k) kept += w.kept[n * w.in + k];
+  for (int64_t n = 0; n < w.out; n += 32, seen += w.in) {
+    uint32_t row = 0;
+    for (int64_t k = 0; k < w.in; ++k) row += w.kept[n * w.in + k];
+    kept += row;
+  }
   return kept * 100 <= seen * most;
+}
+
+// Row `part` of da, of all groups.
+void sum_groups(void *context, int64_t part) {
+  const Call &c = *(const Call *)context;
+  const float *from = c.da + part * up_to(c.w.in, c.steps->wide);
+  float *to = c.da_of_all + part * c.w.in;
+  memcpy(to, from, sizeof(float) * (size_t)c.w.in);
+  for (int64_t g = 1; g < kGroups; ++g) {
+    from += da_floats(c);
+    for (int64_t k = 0; k < c.w.in; ++k) to[k] += from[k];
+  }
 }
 
 bool valid(const se_masked *w, const void *x, int64_t tokens) {
@@ -247,13 +262,8 @@ int32_t se_masked_factors(const se_masked *w, const float *x, const float *dy, i
     return call.failed;
   });
   if (found != SE_OK) return found;
-  const int64_t ld = up_to(w->in, call.steps->wide);
-  for (int64_t r = 0; r < w->rank; ++r)
-    for (int64_t k = 0; k < w->in; ++k) {
-      float sum = 0.f;
-      for (int64_t g = 0; g < kGroups; ++g) sum += call.da[g * sums + r * ld + k];
-      da[r * w->in + k] = sum;
-    }
+  call.da_of_all = da;
+  parallel(w->rank, sum_groups, &call);
   return SE_OK;
 }
 }

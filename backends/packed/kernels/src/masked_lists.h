@@ -46,28 +46,6 @@ inline int64_t spread(const uint8_t *kept, const float *values, float *to) {
   store(to, _mm512_maskz_expandloadu_ps(mask, values));
   return __builtin_popcount(mask);
 }
-inline void transpose(Lanes (&x)[kLanesWide]) {
-  Lanes t[16], r[16];
-  SE_UNROLL for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
-    t[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
-  }
-  SE_UNROLL for (int i = 0; i < 16; i += 4) SE_UNROLL for (int j = 0; j < 2; ++j) {
-    const __m512d a = _mm512_castps_pd(t[i + j]), b = _mm512_castps_pd(t[i + j + 2]);
-    r[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
-    r[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
-  }
-  SE_UNROLL for (int i = 0; i < 4; ++i) {
-    const Lanes a = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88);
-    const Lanes b = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
-    const Lanes c = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88);
-    const Lanes d = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
-    x[i] = _mm512_shuffle_f32x4(a, c, 0x88);
-    x[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
-    x[i + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
-    x[i + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
-  }
-}
 // Four values, each in all lanes, by one load: loads are what bounds lists here.
 struct Four {
   Lanes all;
@@ -115,22 +93,6 @@ inline int64_t keep(Lanes x, int64_t column, float *values, uint16_t *places) {
 inline int64_t spread(const uint8_t *kept, const float *values, float *to) {
   return spread(kept, kLanesWide, values, to);
 }
-inline void transpose(Lanes (&x)[kLanesWide]) {
-  Lanes t[8], r[8];
-  SE_UNROLL for (int i = 0; i < 8; i += 2) {
-    t[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
-    t[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
-  }
-  SE_UNROLL for (int i = 0; i < 8; i += 4) SE_UNROLL for (int j = 0; j < 2; ++j) {
-    const __m256d a = _mm256_castps_pd(t[i + j]), b = _mm256_castps_pd(t[i + j + 2]);
-    r[i + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
-    r[i + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
-  }
-  SE_UNROLL for (int i = 0; i < 4; ++i) {
-    x[i] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x20);
-    x[i + 4] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x31);
-  }
-}
 struct Four {
   Lanes all;
   explicit Four(const float *from) : all(_mm256_broadcast_ps((const __m128 *)from)) {}
@@ -155,14 +117,6 @@ inline int64_t keep(Lanes x, int64_t column, float *values, uint16_t *places) {
     found += x[i] != 0.f;
   }
   return found;
-}
-inline void transpose(Lanes (&x)[kLanesWide]) {
-  for (int i = 0; i < kLanesWide; ++i)
-    for (int j = 0; j < i; ++j) {
-      const float other = x[i][j];
-      x[i][j] = x[j][i];
-      x[j][i] = other;
-    }
 }
 struct Four {
   const float *from;

@@ -1,7 +1,7 @@
 // Copies of x and dy in the order in which tiles read them.
 #pragma once
 #include "masked.h"
-#include "masked_tile.h"
+#include "masked_turn.h"
 
 namespace {
 using namespace se;
@@ -9,22 +9,33 @@ using namespace se;
 constexpr int64_t kBlockRows = whole(kBlock, kRowsOfTile);
 constexpr int64_t kTerms = whole(kChunk, kRowsOfTile); // of a sum over rows of the weight
 
+// Lines l0 .. l0 + kLanesWide of columns k .. k + kLanesWide, side by side; `lines` and `steps` of them
+// are there, the others are zeros.
+void turn_block(const float *from, int64_t width, int64_t lines, int64_t steps, float *to) {
+  Lanes x[kLanesWide];
+  if (lines >= kLanesWide && steps >= kLanesWide) {
+    SE_UNROLL for (int i = 0; i < kLanesWide; ++i) x[i] = load(from + i * width);
+  } else {
+    SE_UNROLL for (int i = 0; i < kLanesWide; ++i) {
+      float line[kLanesWide] = {};
+      const int64_t most = steps < kLanesWide ? steps : kLanesWide;
+      if (i < lines) memcpy(line, from + i * width, sizeof(float) * (size_t)most);
+      x[i] = load(line);
+    }
+  }
+  transpose(x);
+  SE_UNROLL for (int i = 0; i < kLanesWide; ++i)
+    if (i < steps) store(to + i * kWideTile, x[i]);
+}
+
 void pack_lines(const float *x, int64_t lines, int64_t width, Panels to, int64_t part) {
   const int64_t l0 = part % to.panels * kWideTile, k0 = part / to.panels * kChunk;
   const int64_t steps = width - k0 < kChunk ? width - k0 : kChunk;
   float *panel = to.data + part * kChunk * kWideTile;
-  constexpr int64_t kLine = 16; // floats of a line of the cache
-  for (int64_t k = 0; k < steps; k += kLine) {
-    const int64_t most = steps - k < kLine ? steps - k : kLine;
-    for (int64_t l = 0; l < kWideTile; ++l) {
-      const float *from = x + (l0 + l) * width + k0 + k;
-      float *at = panel + k * kWideTile + l;
-      if (l0 + l < lines)
-        for (int64_t i = 0; i < most; ++i) at[i * kWideTile] = from[i];
-      else
-        for (int64_t i = 0; i < most; ++i) at[i * kWideTile] = 0.f;
-    }
-  }
+  for (int64_t k = 0; k < steps; k += kLanesWide)
+    for (int64_t l = 0; l < kWideTile; l += kLanesWide)
+      turn_block(x + (l0 + l) * width + k0 + k, width, lines - l0 - l, steps - k,
+                 panel + k * kWideTile + l);
 }
 
 void pack_columns(const float *x, int64_t lines, int64_t width, Panels to, int64_t part) {
@@ -48,9 +59,21 @@ void pack_rows(const float *x, int64_t lines, int64_t width, float *to, int64_t 
 // to [tokens, ld] from what was summed line by line: [lines, padded].
 void write_lines(const float *sums, int64_t padded, int64_t lines, int64_t tokens, float *to,
                  int64_t ld) {
-  for (int64_t i = 0; i < lines; i += 16) // a line of the cache
-    for (int64_t t = 0; t < tokens; ++t)
-      for (int64_t j = i; j < lines && j < i + 16; ++j) to[t * ld + j] = sums[j * padded + t];
+  for (int64_t i = 0; i < lines; i += kLanesWide)
+    for (int64_t t = 0; t < tokens; t += kLanesWide) {
+      const float *from = sums + i * padded + t;
+      float *at = to + t * ld + i;
+      if (lines - i >= kLanesWide && tokens - t >= kLanesWide) {
+        Lanes x[kLanesWide];
+        SE_UNROLL for (int j = 0; j < kLanesWide; ++j) x[j] = load(from + j * padded);
+        transpose(x);
+        SE_UNROLL for (int j = 0; j < kLanesWide; ++j) store(at + j * ld, x[j]);
+        continue;
+      }
+      for (int64_t u = 0; u < tokens - t && u < kLanesWide; ++u)
+        for (int64_t j = 0; j < lines - i && j < kLanesWide; ++j)
+          at[u * ld + j] = from[j * padded + u];
+    }
 }
 
 // Of dy [tokens, out] columns [n0, n0 + count), to be spread: [tiles, tokens, kRowsOfTile].
