@@ -1,8 +1,8 @@
 """What a training step costs at hidden 2048: S2FT, LoSA's masked step, peft's LoRA, full tuning.
 
-`python -m scripts.bench_tune [--rounds N] [-o FILE]`. All methods train in one process, one step
-of each in turn, so that a change of the machine's speed meets all of them; ratios are medians over
-rounds. The peak memory of each is that of a process of its own.
+`python -m scripts.bench_tune [--rounds N] [--zeros SHARE] [-o FILE]`. All methods train in one
+process, one step of each in turn, so that a change of the machine's speed meets all of them; ratios
+are medians over rounds. The peak memory of each is that of a process of its own.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ LAYERS, HIDDEN, INNER, TOKENS, RANK = 2, 2048, 5504, 256, 16
 TRAINING = Training(steps=10_000, batch=1, length=TOKENS, lr=1e-4, save_every=0)
 
 
-def make_model(folder: Path) -> None:
-    """A random Llama of `LAYERS` blocks, half of every linear zero."""
+def make_model(folder: Path, zeros: float) -> None:
+    """A random Llama of `LAYERS` blocks, a share of `zeros` in every linear."""
     import torch
     import transformers
 
@@ -52,7 +52,7 @@ def make_model(folder: Path) -> None:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith("_proj.weight"):
-                weight.mul_(torch.rand(weight.shape) < 0.5)
+                weight.mul_(torch.rand(weight.shape) >= zeros)
     model.save_pretrained(folder)
 
 
@@ -128,6 +128,7 @@ def report(found: dict[str, Any]) -> dict[str, Any]:
     return {
         "shape": {"layers": LAYERS, "hidden": HIDDEN, "intermediate": INNER, "tokens": TOKENS},
         "rank": RANK,
+        "zeros": found["zeros"],
         "trainable": found["trainable"],
         "seconds_per_step": {name: median(values) for name, values in seconds.items()},
         "seconds": seconds,
@@ -145,12 +146,13 @@ def main() -> int:
     """Measure, print, and write JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--zeros", type=float, default=0.5, help="share of zeros in every linear")
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "model")
-        make_model(folder)
-        found = measure(folder, arguments.rounds)
+        make_model(folder, arguments.zeros)
+        found = measure(folder, arguments.rounds) | {"zeros": arguments.zeros}
         found["peak_bytes"] = {name: peak(folder, name) for name in NAMES}
     text = json.dumps(report(found), indent=2) + "\n"
     if arguments.output is not None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from backends.packed.kernels.masked import MaskedProducts, available
+from backends.packed.kernels.pages import collapse
 
 BLOCK_ELEMENTS = 1 << 20  # of the merged weight in flight
 
@@ -132,6 +133,8 @@ class MaskedLoraLinear(nn.Module):
         self.bias = cast(nn.Parameter | None, linear.bias)
         self.scale = scale
         self.register_buffer("kept", kept, persistent=False)
+        if kernels(linear.weight):
+            collapse(linear.weight, kept)  # the gradient of x visits both by columns
         start = torch.empty(rank, width).uniform_(-1.0, 1.0, generator=generator) / width**0.5
         self.lora_a = nn.Parameter(start.to(linear.weight.dtype))
         self.lora_b = nn.Parameter(torch.zeros(out, rank, dtype=linear.weight.dtype))

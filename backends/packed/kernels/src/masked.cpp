@@ -106,6 +106,7 @@ void factors_part(void *context, int64_t part) {
   const int64_t end = tiles * (part + 1) / kGroups * c.steps->rows;
   const int64_t n1 = end < c.w.out ? end : c.w.out;
   float *da = c.da + part * da_floats(c);
+  if (c.first) memset(da, 0, sizeof(float) * (size_t)da_floats(c));
   if (c.lists)
     c.steps->factors_lists(c.w, c.lines, c.a, c.dy_lines, n0, n1, c.first, da, c.db, at);
   else
@@ -241,7 +242,6 @@ int32_t se_masked_factors(const se_masked *w, const float *x, const float *dy, i
   const int64_t floats = kGroups * sums + for_a + for_x + for_dy;
   call.da = (float *)of_call.need(sizeof(float) * (size_t)floats);
   if (!call.da) return SE_NO_MEMORY;
-  memset(call.da, 0, sizeof(float) * (size_t)(kGroups * sums));
   call.a.data = call.da + kGroups * sums;
   call.columns.data = call.lines.data = call.a.data + for_a;
   call.dy_lines.data = call.lines.data + for_x;

@@ -9,8 +9,8 @@ using namespace se;
 constexpr int64_t kBlockRows = whole(kBlock, kRowsOfTile);
 constexpr int64_t kTerms = whole(kChunk, kRowsOfTile); // of a sum over rows of the weight
 
-// Lines l0 .. l0 + kLanesWide of columns k .. k + kLanesWide, side by side; `lines` and `steps` of them
-// are there, the others are zeros.
+// kLanesWide lines of as many columns, side by side; `lines` and `steps` of them are there, the
+// others are zeros.
 void turn_block(const float *from, int64_t width, int64_t lines, int64_t steps, float *to) {
   Lanes x[kLanesWide];
   if (lines >= kLanesWide && steps >= kLanesWide) {

@@ -64,10 +64,11 @@ __attribute__((noinline)) void lists_times(const Lists &lists, int64_t lines, in
   }
 }
 
-// Lines [i, end) of one half: values += the products of a line of y with the columns in its list.
+// Lines [i, end) of one half: values, or where `add` values +, the products of a line of y with the
+// columns in its list.
 template <int kVecs>
 __attribute__((noinline)) void lists_dots(Lists &lists, int64_t i, int64_t end, int64_t half,
-                                          const float *x, const float *y, Soon &soon) {
+                                          const float *x, const float *y, bool add, Soon &soon) {
   for (; i < end; ++i, y += kWideTile) {
     soon.next();
     float *values = lists.values[i][half];
@@ -85,14 +86,15 @@ __attribute__((noinline)) void lists_dots(Lists &lists, int64_t i, int64_t end, 
         SE_UNROLL for (int v = 1; v < kVecs; ++v)
           sums[e] = fma(line[v], lane<kVecs>(x, place, v), sums[e]);
       }
-      add_sums(sums, values + at);
+      store_sums(sums, values + at, add);
     }
   }
 }
 
-// Each half and pair of panels of chunk `c`.
+// Each half and pair of panels of chunk `c`; `narrow`: one panel, of which half is padding.
 template <class Times>
-void each_piece(Panels x, int64_t c, int64_t width, Soon &soon, const Times &times) {
+void each_piece(Panels x, int64_t c, int64_t width, Soon &soon, const Times &times,
+                bool narrow = false) {
   const float *chunk = x.data + c * x.panels * kApart;
   for (int64_t j = 0; j < x.panels; j += 2)
     for (int64_t half = 0; half * kHalf < width; ++half) {
@@ -102,8 +104,12 @@ void each_piece(Panels x, int64_t c, int64_t width, Soon &soon, const Times &tim
       const float *then = last ? chunk + (j + 2) * kApart : piece + kHalf * kWideTile;
       const bool more = !last || j + 2 < x.panels;
       soon.x = {(const char *)then, kApart * 4, kHalf * kPlace, more ? 2 : 0};
-      j + 1 < x.panels ? times.template run<4>(half, piece, columns, j)
-                       : times.template run<2>(half, piece, columns, j);
+      if (narrow)
+        times.template run<1>(half, piece, columns, j);
+      else if (j + 1 < x.panels)
+        times.template run<4>(half, piece, columns, j);
+      else
+        times.template run<2>(half, piece, columns, j);
     }
 }
 
@@ -129,7 +135,7 @@ struct IntoDots {
   template <int kVecs>
   void run(int64_t half, const float *x, int64_t columns, int64_t panel) const {
     fetch<kVecs>(x, columns);
-    lists_dots<kVecs>(lists, first, end, half, x, y + panel * kApart, soon);
+    lists_dots<kVecs>(lists, first, end, half, x, y + panel * kApart, panel > 0, soon);
   }
 };
 
@@ -197,17 +203,7 @@ void backward_lists(const Formed &w, Panels dy, int64_t tokens, int64_t k0, int6
 void list_gradients(const Formed &w, Panels x, Panels dy, int64_t n, int64_t count, int64_t k0,
                     Lists &lists, float *g) {
   const int64_t width = w.in - k0 < kChunk ? w.in - k0 : kChunk;
-  list_rows(0, count, width, lists, [&](int64_t i, int64_t k) {
-    const uint8_t *kept = w.kept + (n + i) * w.in + k0 + k;
-    if (k + kLanesWide <= width) return where(kept, all(1.f));
-    uint8_t rest[kLanesWide] = {};
-    memcpy(rest, kept, (size_t)(width - k));
-    return where(rest, all(1.f));
-  });
-  for (int64_t i = 0; i < count; ++i)
-    for (int64_t half = 0; half * kHalf < width; ++half)
-      memset(lists.values[i][half], 0,
-             sizeof(float) * (size_t)up_to(lists.count[i][half], kEight));
+  list_mask(w.kept + n * w.in + k0, w.in, count, width, lists);
   const Ahead none = {nullptr, 0, 0, 0};
   Soon soon = {none, next_kept(w, n, count, k0 + kChunk, kChunk)};
   // Lines of dy that follow in memory are those of one chunk.
@@ -227,7 +223,19 @@ void list_gradients(const Formed &w, Panels x, Panels dy, int64_t n, int64_t cou
       int64_t k = half * kHalf;
       for (; k + kLanesWide <= end; k += kLanesWide) values += spread(kept + k, values, to + k);
       spread(kept + k, end - k, values, to + k);
+      // Dots with places that only fill up are not part of the list.
+      memset(lists.values[i][half] + lists.count[i][half], 0, sizeof(float) * kFour);
     }
+}
+
+// What G in lists adds to db.
+void list_db(const Formed &w, Panels a, int64_t count, int64_t k0, const Lists &lists,
+             float *sums) {
+  const int64_t width = w.in - k0 < kChunk ? w.in - k0 : kChunk;
+  const Ahead none = {nullptr, 0, 0, 0};
+  Soon soon = {none, none};
+  each_piece(a, k0 / kChunk, width, soon, IntoSums{lists, count, sums, k0 > 0, soon},
+             w.rank <= kLanesWide);
 }
 
 } // namespace

@@ -19,7 +19,7 @@ using se::Listed;
 #if defined(__AVX512F__)
 typedef __m512 Lanes;
 constexpr int64_t kLanesWide = 16, kRowsOfTile = 14, kRowsOfRest = 4;
-constexpr Listed kListed = {38, 22};
+constexpr Listed kListed = {42, 36};
 inline Lanes load(const float *from) { return _mm512_loadu_ps(from); }
 inline void store(float *to, Lanes x) { _mm512_storeu_ps(to, x); }
 inline Lanes all(float x) { return _mm512_set1_ps(x); }
@@ -31,7 +31,7 @@ inline Lanes where(const uint8_t *kept, Lanes x) {
 #elif defined(__AVX2__)
 typedef __m256 Lanes;
 constexpr int64_t kLanesWide = 8, kRowsOfTile = 6, kRowsOfRest = 2;
-constexpr Listed kListed = {50, 15};
+constexpr Listed kListed = {52, 24};
 inline Lanes load(const float *from) { return _mm256_loadu_ps(from); }
 inline void store(float *to, Lanes x) { _mm256_storeu_ps(to, x); }
 inline Lanes all(float x) { return _mm256_set1_ps(x); }

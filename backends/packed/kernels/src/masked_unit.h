@@ -63,6 +63,7 @@ struct Gradients { // of one block of rows
   float *b;    // [count, ranks]
   float *sums; // [rows, lanes]: of db
   int64_t lanes, ranks;
+  int64_t apart; // of sums: row i, rank j at j / kPair * apart + i * lanes + j % kPair
 };
 
 // G of columns [k0, k0 + width).
@@ -83,9 +84,8 @@ void panel_gradients(const Formed &w, Panels x, int64_t tokens, int64_t n0, int6
   mask(w, n0, count, k0, width, g);
 }
 
-// What g adds to both gradients.
-void add_gradients(const Formed &w, Panels a, int64_t count, int64_t k0, const Gradients &r,
-                   float *da) {
+// What g adds to db.
+void add_db(const Formed &w, Panels a, int64_t count, int64_t k0, const Gradients &r) {
   const int64_t width = w.in - k0 < kChunk ? w.in - k0 : kChunk;
   Ahead none = {nullptr, 0, 0, 0};
   for (int64_t j = 0; j < a.panels; ++j) {
@@ -95,6 +95,12 @@ void add_gradients(const Formed &w, Panels a, int64_t count, int64_t k0, const G
     times({count, r.g, 1, kRowsOfTile * kChunk}, {panel, kWideTile, width},
           {r.sums + j * kWideTile, r.lanes, k0 > 0}, none);
   }
+}
+
+// What g adds to da.
+void add_da(const Formed &w, int64_t count, int64_t k0, const Gradients &r, float *da) {
+  const int64_t width = w.in - k0 < kChunk ? w.in - k0 : kChunk;
+  Ahead none = {nullptr, 0, 0, 0};
   for (int64_t j = 0; j * kWideTile < width; ++j)
     multiply<2, 1>({w.rank, r.b, r.ranks, kRowsOfTile}, {r.g + j * kWideTile, kChunk, count},
                    {da + k0 + j * kWideTile, up_to(w.in, kWideTile), true}, none);
@@ -112,12 +118,12 @@ void write_db(const Formed &w, int64_t n, int64_t count, const Gradients &r, boo
   for (int64_t i = 0; i < count; ++i)
     for (int64_t j = 0; j < w.rank; ++j) {
       float &to = db[(n + i) * w.rank + j];
-      to = (first ? 0.f : to) + w.scale * r.sums[i * r.lanes + j];
+      to = (first ? 0.f : to) + w.scale * r.sums[j / kPair * r.apart + i * r.lanes + j % kPair];
     }
 }
 
 Gradients gradients_in(const Formed &w, Panels a, int64_t rows, float *room) {
-  Gradients r = {room, nullptr, nullptr, a.panels * kWideTile, up_to(w.rank, kRowsOfTile)};
+  Gradients r = {room, nullptr, nullptr, a.panels * kWideTile, up_to(w.rank, kRowsOfTile), kPair};
   const int64_t padded = up_to(rows, kRowsOfTile);
   r.b = r.g + padded * kChunk;
   r.sums = r.b + padded * r.ranks;
@@ -135,7 +141,8 @@ void factors(const Formed &w, Panels x, Panels a, const float *dy, int64_t token
     lay_b(w, n, count, r);
     for (int64_t k = 0; k < w.in; k += kChunk) {
       panel_gradients(w, x, tokens, n, count, k, packed, r.g);
-      add_gradients(w, a, count, k, r, da);
+      add_db(w, a, count, k, r);
+      add_da(w, count, k, r, da);
     }
     write_db(w, n, count, r, first, db);
   }
@@ -144,7 +151,8 @@ void factors(const Formed &w, Panels x, Panels a, const float *dy, int64_t token
 void factors_lists(const Formed &w, Panels x, Panels a, Panels dy, int64_t n0, int64_t n1,
                    bool first, float *da, float *db, float *room) {
   Lists &lists = *(Lists *)room;
-  const Gradients r = gradients_in(w, a, kChunk, room + sizeof(Lists) / sizeof(float));
+  Gradients r = gradients_in(w, a, kChunk, room + sizeof(Lists) / sizeof(float));
+  r.lanes = kPair, r.apart = kChunk * kPair;
   if (n0 >= n1) return;
   const int64_t most = parts_of(n1 - n0, parts_of(n1 - n0, kChunk)); // of even blocks
   for (int64_t n = n0; n < n1; n += most) {
@@ -152,7 +160,8 @@ void factors_lists(const Formed &w, Panels x, Panels a, Panels dy, int64_t n0, i
     lay_b(w, n, count, r);
     for (int64_t k = 0; k < w.in; k += kChunk) {
       list_gradients(w, x, dy, n, count, k, lists, r.g);
-      add_gradients(w, a, count, k, r, da);
+      list_db(w, a, count, k, lists, r.sums);
+      add_da(w, count, k, r, da);
     }
     write_db(w, n, count, r, first, db);
   }
