@@ -34,11 +34,6 @@ void copy_b(const Formed &w, const Piece &p) {
 inline void form_tile(const float *weight, const uint8_t *kept, int64_t ld, const float *a,
                       const float *b, int64_t rank, float *out, int64_t ld_out) {
   Lanes sums[kRowsOfTile][2];
-  for (int64_t i = kRowsOfTile; i < 2 * kRowsOfTile; ++i) { // the tile below
-    __builtin_prefetch((const char *)weight + i * ld * 4);
-    if (kWideTile > 16) __builtin_prefetch((const char *)weight + i * ld * 4 + 64);
-    __builtin_prefetch(kept + i * ld);
-  }
   SE_UNROLL for (int i = 0; i < kRowsOfTile; ++i)
     SE_UNROLL for (int v = 0; v < 2; ++v) sums[i][v] = load(weight + i * ld + v * kLanesWide);
   for (int64_t r = 0; r < rank; ++r, b += kRowsOfTile) {
