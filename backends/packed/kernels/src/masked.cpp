@@ -5,6 +5,9 @@
 // its tiles find them; here that copy is where the low-rank product is added and the mask laid on,
 // and G is masked and used up while it is in the cache. So neither W_ nor G is ever written to
 // memory, and no pass over either is paid for.
+//
+// Where the mask leaves few weights, what is formed becomes lists (masked_lists.h), and the products
+// (masked_skip.h) skip zeros; G is then made at kept places alone.
 #include <string.h>
 
 #include "masked.h"
