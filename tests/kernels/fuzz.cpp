@@ -184,12 +184,28 @@ static float *numbers(int64_t n) {
   return found;
 }
 
-static void near(const float *got, const float *want, int64_t n, int isa) {
-  double off = 0, size = 0;
-  for (int64_t i = 0; i < n; ++i) off += pow((double)got[i] - want[i], 2), size += want[i] * want[i];
-  if (off <= 1e-11 * size) return;
-  fprintf(stderr, "formed weight: isa %d differs from portable\n", isa);
-  abort();
+// `whole`: the same product of absolute values, which is what rounding goes by: sums may cancel.
+static void near(const float *got, const float *want, const float *whole, int64_t n, int isa) {
+  for (int64_t i = 0; i < n; ++i) {
+    if (fabs((double)got[i] - want[i]) <= 4e-7 * whole[i]) continue;
+    fprintf(stderr, "formed weight: isa %d differs from portable: %g, %g of %g\n", isa, got[i],
+            want[i], whole[i]);
+    abort();
+  }
+}
+
+static float *absolute(const float *from, int64_t n) {
+  float *found = (float *)block(n * 4);
+  for (int64_t i = 0; i < n; ++i) found[i] = fabsf(from[i]);
+  return found;
+}
+
+static void multiply(const se_masked &w, const float *x, const float *dy, int64_t tokens,
+                     float *const *to) {
+  if (se_masked_forward(&w, x, tokens, to[0]) != SE_OK ||
+      se_masked_backward(&w, dy, tokens, to[1]) != SE_OK ||
+      se_masked_factors(&w, x, dy, tokens, to[2], to[3]) != SE_OK)
+    abort();
 }
 
 // Products with a weight formed under its mask, of any sizes.
@@ -202,21 +218,25 @@ static void formed(void) {
   for (int64_t i = 0; i < out * in; ++i) ((uint8_t *)w.kept)[i] = below(10) < density;
   float *x = numbers(tokens * in), *dy = numbers(tokens * out);
   const int64_t sizes[4] = {tokens * out, tokens * in, rank * in, out * rank};
-  float *want[4] = {}, *got[4];
+  float *want[4] = {}, *whole[4], *got[4];
+  float *ax = absolute(x, tokens * in), *ady = absolute(dy, tokens * out);
+  se_masked aw = w;
+  aw.weight = absolute(w.weight, out * in);
+  aw.a = absolute(w.a, rank * in), aw.b = absolute(w.b, out * rank);
+  for (int i = 0; i < 4; ++i) whole[i] = (float *)block(sizes[i] * 4);
+  multiply(aw, ax, ady, tokens, whole);
   for (int each = 0; each < 2 * SE_ISAS; ++each) {
     w.isa = each / 2, w.way = each % 2 ? SE_LISTS : SE_WHOLE;
     if (!se_isa_runs(w.isa)) continue;
     for (int i = 0; i < 4; ++i) got[i] = (float *)block(sizes[i] * 4);
-    if (se_masked_forward(&w, x, tokens, got[0]) != SE_OK ||
-        se_masked_backward(&w, dy, tokens, got[1]) != SE_OK ||
-        se_masked_factors(&w, x, dy, tokens, got[2], got[3]) != SE_OK)
-      abort();
+    multiply(w, x, dy, tokens, got);
     for (int i = 0; i < 4; ++i) {
-      if (each) near(got[i], want[i], sizes[i], w.isa), free(got[i]);
+      if (each) near(got[i], want[i], whole[i], sizes[i], w.isa), free(got[i]);
       else want[i] = got[i];
     }
   }
-  for (int i = 0; i < 4; ++i) free(want[i]);
+  for (int i = 0; i < 4; ++i) free(want[i]), free(whole[i]);
+  free((void *)aw.weight), free((void *)aw.a), free((void *)aw.b), free(ax), free(ady);
   free((void *)w.weight), free((void *)w.kept), free((void *)w.a), free((void *)w.b);
   free(x), free(dy);
 }
