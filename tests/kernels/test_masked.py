@@ -28,7 +28,7 @@ SHAPES = [  # out, in, tokens, rank: one of each; edges of tiles, panels and chu
 
 def tensors(out: int, width: int, tokens: int, rank: int) -> tuple[torch.Tensor, ...]:
     g = torch.Generator().manual_seed(out * width + tokens)
-    kept = torch.rand(out, width, generator=g) > 0.7
+    kept = torch.rand(out, width, generator=g) > 0.6
     sizes = ((tokens, width), (tokens, out), (out, width), (rank, width), (out, rank))
     x, dy, weight, a, b = (torch.randn(s, generator=g) for s in sizes)
     return x, dy, weight, kept, a, b
