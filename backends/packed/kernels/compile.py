@@ -37,7 +37,7 @@ _AVX512 = (
 _VNNI = f"{_AVX512} -mavx512vbmi -mavx512vbmi2 -mavx512vnni"
 _BF16 = f"{_VNNI} -mavx512bf16"
 _COMMON_UNITS = (
-    *("isa", "pool", "weight", "rows", "slots", "run", "portable"),
+    *("isa", "pool", "memory", "weight", "rows", "slots", "run", "portable"),
     *("steps", "decoder", "decode", "onnx_op", "masked", "masked_portable"),
 )
 _VENDORED = SOURCES / "onnxruntime"  # headers of others: no warnings of theirs

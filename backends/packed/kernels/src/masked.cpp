@@ -11,7 +11,7 @@
 #include <string.h>
 
 #include "masked.h"
-#include "scratch.h"
+#include "memory.h"
 
 #ifndef SE_UNITS // bit i: the unit of instruction set i is linked
 #define SE_UNITS 1
@@ -45,11 +45,15 @@ const MaskedSteps *steps_of(int32_t isa) {
 thread_local Scratch of_thread; // a part's
 thread_local Scratch of_call;   // what all parts read
 
+float *floats(Scratch &from, int64_t count) {
+  return (float *)from.need((int64_t)sizeof(float) * count);
+}
+
 // What a part works in; null, and the call has failed, without memory.
 float *room(Call &call) {
-  void *found = of_thread.need(sizeof(float) * (size_t)masked_room(call.w));
+  float *found = floats(of_thread, masked_room(call.w));
   if (!found) __atomic_store_n(&call.failed, SE_NO_MEMORY, __ATOMIC_RELAXED);
-  return (float *)found;
+  return found;
 }
 
 // Panels of [lines, width] side by side, and how many floats they take.
@@ -58,21 +62,36 @@ int64_t floats_of(const Call &call, int64_t panels, int64_t steps) {
   return parts_of(steps, kChunk) * panels * kChunk * call.steps->wide;
 }
 
+// Lines [count, width] that become panels.
+struct Lines {
+  const MaskedSteps *steps;
+  const float *from;
+  int64_t count, width;
+  Panels to;
+};
+
 void pack_lines(void *context, int64_t part) {
-  const Call &c = *(const Call *)context;
-  c.steps->pack_lines(c.x, c.tokens, c.w.in, c.lines, part);
+  const Lines &l = *(const Lines *)context;
+  l.steps->pack_lines(l.from, l.count, l.width, l.to, part);
 }
-void pack_dy_lines(void *context, int64_t part) {
-  const Call &c = *(const Call *)context;
-  c.steps->pack_lines(c.dy, c.tokens, c.w.out, c.dy_lines, part);
+
+void lay_lines(const Call &call, const float *from, int64_t count, int64_t width, Panels to) {
+  Lines lines = {call.steps, from, count, width, to};
+  parallel(parts_of(width, kChunk) * to.panels, pack_lines, &lines);
 }
+
+// The same in the call's own memory; without data where there is none.
+Panels laid(const Call &call, const float *from, int64_t count, int64_t width) {
+  Panels to = {};
+  to.panels = panels_of(call, count);
+  to.data = floats(of_call, floats_of(call, to.panels, width));
+  if (to.data) lay_lines(call, from, count, width, to);
+  return to;
+}
+
 void pack_columns(void *context, int64_t part) {
   const Call &c = *(const Call *)context;
   c.steps->pack_columns(c.x, c.tokens, c.w.in, c.columns, part);
-}
-void pack_a(void *context, int64_t part) {
-  const Call &c = *(const Call *)context;
-  c.steps->pack_lines(c.w.a, c.w.rank, c.w.in, c.a, part);
 }
 void pack_rows(void *context, int64_t part) {
   const Call &c = *(const Call *)context;
@@ -161,19 +180,9 @@ int64_t share_of(const Call &call, int64_t all) {
   return share < kChunk ? share : kChunk;
 }
 
-bool lay_dy_lines(Call &call) {
-  call.dy_lines.panels = panels_of(call, call.tokens);
-  const int64_t floats = floats_of(call, call.dy_lines.panels, call.w.out);
-  call.dy_lines.data = (float *)of_call.need(sizeof(float) * (size_t)floats);
-  if (!call.dy_lines.data) return false;
-  parallel(parts_of(call.w.out, kChunk) * call.dy_lines.panels, pack_dy_lines, &call);
-  return true;
-}
-
 bool lay_rows(Call &call) {
   const int64_t chunks = parts_of(call.w.out, whole(kChunk, call.steps->rows));
-  const int64_t floats = chunks * up_to(call.tokens, call.steps->rows) * kChunk;
-  call.rows = (float *)of_call.need(sizeof(float) * (size_t)floats);
+  call.rows = floats(of_call, chunks * up_to(call.tokens, call.steps->rows) * kChunk);
   if (!call.rows) return false;
   parallel(chunks, pack_rows, &call);
   return true;
@@ -200,14 +209,10 @@ int32_t se_masked_forward(const se_masked *w, const float *x, int64_t tokens, fl
   Call call = begin(w);
   if (!call.steps) return SE_NO_ISA;
   return by_tokens(tokens, [&](int64_t t, int64_t count) -> int32_t {
-    call.x = x + t * w->in;
     call.y = y + t * w->out;
     call.tokens = count;
-    call.lines.panels = panels_of(call, count);
-    const int64_t floats = floats_of(call, call.lines.panels, w->in);
-    call.lines.data = (float *)of_call.need(sizeof(float) * (size_t)floats);
+    call.lines = laid(call, x + t * w->in, count, w->in);
     if (!call.lines.data) return SE_NO_MEMORY;
-    parallel(parts_of(w->in, kChunk) * call.lines.panels, pack_lines, &call);
     call.each = call.lists ? share_of(call, w->out) : whole(kBlock, call.steps->rows);
     parallel(parts_of(w->out, call.each), forward_part, &call);
     return call.failed;
@@ -222,7 +227,8 @@ int32_t se_masked_backward(const se_masked *w, const float *dy, int64_t tokens, 
     call.dy = dy + t * w->out;
     call.dx = dx + t * w->in;
     call.tokens = count;
-    if (!(call.lists ? lay_dy_lines(call) : lay_rows(call))) return SE_NO_MEMORY;
+    if (call.lists) call.dy_lines = laid(call, call.dy, count, w->out);
+    if (!(call.lists ? call.dy_lines.data != nullptr : lay_rows(call))) return SE_NO_MEMORY;
     call.each = share_of(call, w->in);
     parallel(parts_of(w->in, call.each), backward_part, &call);
     return call.failed;
@@ -242,13 +248,12 @@ int32_t se_masked_factors(const se_masked *w, const float *x, const float *dy, i
   const int64_t for_x = call.lists ? floats_of(call, wide, w->in)
                                    : floats_of(call, call.columns.panels, longest);
   const int64_t for_dy = call.lists ? floats_of(call, wide, w->out) : 0;
-  const int64_t floats = kGroups * sums + for_a + for_x + for_dy;
-  call.da = (float *)of_call.need(sizeof(float) * (size_t)floats);
+  call.da = floats(of_call, kGroups * sums + for_a + for_x + for_dy);
   if (!call.da) return SE_NO_MEMORY;
   call.a.data = call.da + kGroups * sums;
   call.columns.data = call.lines.data = call.a.data + for_a;
   call.dy_lines.data = call.lines.data + for_x;
-  parallel(parts_of(w->in, kChunk) * call.a.panels, pack_a, &call);
+  lay_lines(call, w->a, w->rank, w->in, call.a);
   const int32_t found = by_tokens(tokens, [&](int64_t t, int64_t count) -> int32_t {
     call.x = x + t * w->in;
     call.dy = dy + t * w->out;
@@ -256,8 +261,8 @@ int32_t se_masked_factors(const se_masked *w, const float *x, const float *dy, i
     call.first = t == 0;
     call.lines.panels = call.dy_lines.panels = panels_of(call, count);
     if (call.lists) {
-      parallel(parts_of(w->in, kChunk) * call.lines.panels, pack_lines, &call);
-      parallel(parts_of(w->out, kChunk) * call.dy_lines.panels, pack_dy_lines, &call);
+      lay_lines(call, call.x, count, w->in, call.lines);
+      lay_lines(call, call.dy, count, w->out, call.dy_lines);
     } else {
       parallel(parts_of(count, kChunk) * call.columns.panels, pack_columns, &call);
     }

@@ -1,8 +1,8 @@
 // One call: prepare x once for each form that is asked for, then share the row blocks.
 #include <string.h>
 
+#include "memory.h"
 #include "rows.h"
-#include "scratch.h"
 
 namespace se {
 namespace {
@@ -59,7 +59,7 @@ bool lay_out(Call &call, int32_t flags) {
     if (wanted[form])
       total += (elements[form] * form_bytes((Form)form) + 63 + (size_t)call.m * 4 + 63) / 64 * 64;
   }
-  uint8_t *at = (uint8_t *)scratch.need(total);
+  uint8_t *at = (uint8_t *)scratch.need((int64_t)total);
   if (!at) return false;
   for (int form = 0; form < kForms; ++form) {
     Prepared &p = call.prepared[form];

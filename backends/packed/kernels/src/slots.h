@@ -36,9 +36,6 @@ inline int64_t number_of(int32_t value, int64_t second, int64_t place) {
   return (2 * part + pair % 2) * 8 + second * 4 + pair / 2;
 }
 
-void *take(int64_t bytes); // weight.cpp: zeros in huge pages, null without memory
-void give(void *arena, int64_t bytes);
-
 bool to_slots(const se_desc &d, Weight &w); // makes the copy where it pays; false without memory
 
 inline bool by_slots(const Weight &w, int64_t m) { return w.slots.data && m == 1; }
