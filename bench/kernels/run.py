@@ -49,10 +49,19 @@ def time_rounds(
 
 
 def read_ceiling(megabytes: int = 256) -> Case:
-    """Plain reading by the same threads: one call reads all of a buffer."""
+    """Plain reading by the same threads: one call reads all of a buffer.
+
+    From one place on or from eight at once, whichever is faster here: Ice Lake reads a quarter more
+    in eight streams.
+    """
     lib = library()
     data = np.ones(megabytes << 20, np.uint8)
-    return Case("read", (lambda: lib.read(data.ctypes.data, data.nbytes),), data.nbytes)
+
+    def reading(streams: int) -> Case:
+        call = lambda: lib.read(data.ctypes.data, data.nbytes, streams)  # noqa: E731
+        return Case("read", (call,), data.nbytes)
+
+    return min(map(reading, (1, 8)), key=lambda case: min(case.seconds(0, 1) for _ in range(5)))
 
 
 def block(

@@ -169,7 +169,7 @@ def _timed(sparse: CpuLinear, dense: CpuLinear, rows: int) -> float:
         pair = (sparse, dense) if turn % 2 else (dense, sparse)
         seconds: dict[int, float] = {}
         for linear in pair:
-            sparse.library.read(rest.ctypes.data, rest.nbytes)
+            sparse.library.read(rest.ctypes.data, rest.nbytes, 1)
             begin = time.perf_counter()
             linear(x)
             seconds[linear.handle] = time.perf_counter() - begin

@@ -14,7 +14,7 @@ from exporter.errors import EngineUnfit
 
 __all__ = ["ISA_VARIABLE", "Desc", "Isa", "Job", "Library", "library"]
 
-ABI = 9
+ABI = 10
 ISA_VARIABLE = "SPARSE_EXPORT_ISA"
 
 
@@ -127,7 +127,7 @@ class Library:
         c.se_set_threads.restype = None
         c.se_share_threads.argtypes = (c_void_p, c_int32)
         c.se_share_threads.restype = None
-        c.se_read.argtypes = (c_void_p, c_int64)
+        c.se_read.argtypes = (c_void_p, c_int64, c_int64)
         c.se_read.restype = c_uint64
         self.create, self.destroy, self.bytes = c.se_create, c.se_destroy, c.se_bytes
         self.row_bytes = c.se_row_bytes

@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 #define SE_API __attribute__((visibility("default")))
-#define SE_ABI_VERSION 9
+#define SE_ABI_VERSION 10
 #define SE_OPERATORS 1 /* version of the ONNX domain "sparse_export" (onnx_op.cpp) */
 
 enum { SE_RAGGED = 0, SE_NM = 1, SE_DENSE = 2 };                              /* kind */
@@ -84,8 +84,9 @@ SE_API int32_t se_masked_backward(const se_masked *w, const float *dy, int64_t t
    number of threads. */
 SE_API int32_t se_masked_factors(const se_masked *w, const float *x, const float *dy,
                                  int64_t tokens, float *da, float *db);
-/* Sums bytes [16 MiB pieces over the pool]; the read ceiling of this machine. */
-SE_API uint64_t se_read(const void *data, int64_t bytes);
+/* Sums bytes, in pieces of 4 MiB over the pool, each from its beginning on, or where `streams` is more
+   than 1 from eight places at once; the faster way is the read ceiling of this machine. */
+SE_API uint64_t se_read(const void *data, int64_t bytes, int64_t streams);
 #ifdef __cplusplus
 }
 #endif
