@@ -16,7 +16,7 @@ struct Bf16s {
   typedef uint16_t X;
   typedef float Acc;
   static constexpr int64_t kPlanes = 1, kBeside = 2, kDirect = kDirectLines;
-  static constexpr int64_t kDeep = 2, kPanel = 2048;
+  static constexpr int64_t kStreams = kSideBySide, kDeep = 2, kPanel = 2048;
   static float total(const float *sums, int32_t) { return *sums; }
   static const uint8_t *expand(int32_t, const uint8_t *mask, const uint8_t *values, void *panel) {
     uint8_t *out = (uint8_t *)panel;

@@ -84,7 +84,7 @@ const uint8_t *pairs_panel(const uint8_t *mask, const uint8_t *values, float *ou
 
 // 16-bit values: straight for few lines, through a float panel for more.
 template <class Type> struct Pairs : WideFloats {
-  static constexpr int64_t kDirect = kDirectLines;
+  static constexpr int64_t kDirect = kDirectLines, kStreams = kSideBySide;
   static const uint8_t *expand(int32_t, const uint8_t *mask, const uint8_t *values, void *panel) {
     return (mask ? pairs_panel<Type, false> : pairs_panel<Type, true>)(mask, values,
                                                                        (float *)panel);

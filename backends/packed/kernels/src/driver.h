@@ -4,6 +4,8 @@
 //   X, Acc             types of prepared x and of sums
 //   kPlanes            lines of x that make one row (2: high and low bytes)
 //   kDirect            at most so many lines go straight from mask to sums
+//   kStreams           row blocks whose tiles they then meet in turn: memory gives more to several
+//                      streams than to one. More than 1: expand and direct fetch ahead themselves
 //   kBeside            panels, of as many row blocks, that are multiplied at a time
 //   kDeep, kPanel      of so many tiles each, and bytes of one: sums are then fetched less often
 //   expand(value, mask, values, panel)            one tile; returns the next tile's values
@@ -17,7 +19,8 @@
 
 namespace {
 
-constexpr int64_t kPanelBytes = kTile * 4, kAhead = 4096;
+constexpr int64_t kPanelBytes = kTile * 4;
+constexpr int64_t kAhead = 4096, kAheadOfStream = 2048; // bytes: of one stream, of several
 
 // Lines of x for some tiles: [tiles, lines, 64], a tile's lines `apart` from the next tile's.
 template <class X> struct Lines {
@@ -92,7 +95,7 @@ void run_tiles(int32_t value, Walk *at, int64_t count, const Lines<typename K::X
       uint8_t *panel = panels + (d * count + i) * K::kPanel;
       at[i].values = straight ? K::direct(value, at[i].mask, from, x.data, x.lines, s[i].now)
                               : K::expand(value, at[i].mask, from, panel);
-      prefetch(from + kAhead, at[i].values + kAhead);
+      if (K::kStreams == 1) prefetch(from + kAhead, at[i].values + kAhead);
       at[i].mask = at[i].mask ? at[i].mask + kMaskBytes : nullptr;
     }
   }
@@ -133,7 +136,7 @@ template <class K>
 void run_blocks(const Weight &w, const Prepared &x, const se_job &job, int32_t y_type, int64_t b0,
                 int64_t b1) {
   constexpr int64_t kMost = kMaxLines / K::kPlanes;
-  const int64_t group = x.m * K::kPlanes <= K::kDirect ? 1 : kGroup;
+  const int64_t group = x.m * K::kPlanes <= K::kDirect ? K::kStreams : kGroup;
   Sums<K> *s = of_thread<Group<K>>().sums;
   for (int64_t b = b0; b < b1; b += group)
     for (int64_t m0 = 0; m0 < x.m; m0 += kMost) {
@@ -153,14 +156,14 @@ void run_blocks(const Weight &w, const Prepared &x, const se_job &job, int32_t y
 // The steps that most instruction sets share: floats, and 16-bit activations times codes.
 struct FloatSums {
   typedef float X, Acc;
-  static constexpr int64_t kPlanes = 1;
+  static constexpr int64_t kPlanes = 1, kStreams = 1;
   static float total(const float *sums, int32_t) { return *sums; }
 };
 
 struct Int16Sums {
   typedef int16_t X;
   typedef int32_t Acc;
-  static constexpr int64_t kPlanes = 1;
+  static constexpr int64_t kPlanes = 1, kStreams = 1;
   static int32_t total(const int32_t *sums, int32_t) { return *sums; }
 };
 

@@ -13,10 +13,14 @@ constexpr int64_t kMostColumns = kFlushTiles * kCols; // of a section
 
 // Values of slots, empty ones too, for 100 weights, up to which one row of x gains. Measured on Zen 3
 // from 30 % zeros on, where they are 75: all types gain over strips and the file's order. With VBMI2,
-// measured on Ice Lake, the file's order is faster until zeros are so many that expanding them costs
-// more than bytes: slots gain at 80 % (27) and not at 70 % (36).
-int64_t most_values(int32_t isa) {
-  return isa == SE_AVX2 || isa == SE_AVX512 ? 80 : isa == SE_AVX512_VNNI ? 30 : 0;
+// measured on Ice Lake, 16-bit values and int8 are faster in the file's order until zeros are so many
+// that expanding them costs more than bytes (slots gain at 80 %, 27, and not at 70 %, 36); fp32 has no
+// straight way there, and int4 would be widened first: they gain as with AVX2, and from half zeros on.
+int64_t most_values(int32_t isa, int32_t value) {
+  constexpr int64_t kUsual = 80, kInt4 = 60, kExpanded = 30;
+  if (isa == SE_AVX2 || isa == SE_AVX512) return kUsual;
+  if (isa != SE_AVX512_VNNI) return 0;
+  return value == SE_FP32 ? kUsual : value == SE_INT4 ? kInt4 : kExpanded;
 }
 
 constexpr uint16_t kNone = 0xffff;
@@ -170,7 +174,8 @@ void lay_out(Making &making, Weight &w, int64_t all) {
 
 bool to_slots(const se_desc &d, Weight &w) {
   w.slots = {};
-  if (d.kind == SE_DENSE || !most_values(w.isa) || w.value == SE_FP8) return true;
+  const int64_t most = most_values(w.isa, w.value);
+  if (d.kind == SE_DENSE || !most || w.value == SE_FP8) return true;
   const int64_t halves = 2 * w.blocks, room = halves * (int64_t)sizeof(int64_t);
   int64_t *twos = (int64_t *)take(room);
   if (!twos) return false;
@@ -178,7 +183,7 @@ bool to_slots(const se_desc &d, Weight &w) {
   parallel(w.blocks, count_block, &making);
   int64_t all = 0;
   for (int64_t h = 0; h < halves; ++h) all += twos[h];
-  const bool pays = all * 2 * kSlot * 100 <= most_values(w.isa) * w.blocks * w.tiles * kTile;
+  const bool pays = all * 2 * kSlot * 100 <= most * w.blocks * w.tiles * kTile;
   if (pays) lay_out(making, w, all);
   if (w.slots.arena) {
     parallel(w.blocks, fill_block, &making);
