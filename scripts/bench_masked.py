@@ -14,6 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PRODUCTS = ("output", "gradient of x", "of the factors")
-type Calls = dict[tuple[str, str], Callable[[], object]]  # by product and way
+Calls = dict[tuple[str, str], Callable[[], object]]  # by product and way
 
 
 def main() -> int:
@@ -77,9 +78,9 @@ def calls(lib: Library, given: argparse.Namespace, zeros: float) -> Calls:
     for way in (Way.WHOLE, Way.LISTS):
         by, name = MaskedProducts(lib, way=way), way.name.lower()
         fixed = (weight, kept, a, b, 2.0)
-        made["output", name] = lambda by=by: by.forward(x, *fixed)
-        made["gradient of x", name] = lambda by=by: by.input_gradient(dy, *fixed)
-        made["of the factors", name] = lambda by=by: by.factor_gradients(x, dy, *fixed)
+        made["output", name] = partial(by.forward, x, *fixed)
+        made["gradient of x", name] = partial(by.input_gradient, dy, *fixed)
+        made["of the factors", name] = partial(by.factor_gradients, x, dy, *fixed)
 
     def formed() -> Tensor:
         return torch.addmm(weight, b, a, alpha=2.0).mul_(kept)

@@ -58,7 +58,9 @@ def read_ceiling(megabytes: int = 256) -> Case:
     data = np.ones(megabytes << 20, np.uint8)
 
     def reading(streams: int) -> Case:
-        call = lambda: lib.read(data.ctypes.data, data.nbytes, streams)  # noqa: E731
+        def call() -> object:
+            return lib.read(data.ctypes.data, data.nbytes, streams)
+
         return Case("read", (call,), data.nbytes)
 
     return min(map(reading, (1, 8)), key=lambda case: min(case.seconds(0, 1) for _ in range(5)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from backends.packed.kernels.library import Library
@@ -22,6 +23,13 @@ def test_rounds_take_copies_in_turn() -> None:
     assert len(times["a"]) == 4 and all(t > 0 for t in times["a"])
     time_rounds([Case("a", calls, 8), other], rounds=1, calls={"a": 5, "b": 1})
     assert len([s for s in seen if s != "b"]) == 16 + 2 + 5
+
+
+@pytest.mark.parametrize("lines", [1, 7, 65_536, 65_543, 3 * 65_536 + 1])
+def test_reading_reads_all(kernels: Library, lines: int) -> None:
+    data = np.random.default_rng(lines).integers(0, 2**64, 8 * lines, np.uint64, endpoint=False)
+    for streams in (1, 8):
+        assert kernels.read(data.ctypes.data, data.nbytes, streams) == int(data.sum())
 
 
 def test_a_block(kernels: Library) -> None:
